@@ -1,0 +1,149 @@
+"""The configuration of one trial: typed, frozen, checked completely, with the key path in every error."""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+
+class ConfigError(ValueError):
+    """Bad input: the message names the rule, the key path and the value."""
+
+
+class Frozen(BaseModel):
+    """Base of all configurations: immutable, unknown keys forbidden, no silent conversion."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class DataConfig(Frozen):
+    """Which images a trial sees."""
+
+    dataset: str
+    fraction: float = Field(1.0, gt=0, le=1)  # of the training images left after the validation split
+    subset_seed: int = Field(0, ge=0)  # draws the validation split and the nested fractions
+    val_size: int = Field(0, ge=0)  # held-out training images
+
+
+class Recipe(Frozen):
+    """How a network is trained; the defaults are RepDistiller's CIFAR-100 recipe (240 epochs)."""
+
+    epochs: int = Field(240, ge=1)
+    batch_size: int = Field(64, ge=1)
+    lr: float = Field(0.05, gt=0)
+    # A number below 1 is a fraction of the epochs: 150, 180 and 210 of 240. The epoch named is the last at the old lr.
+    lr_milestones: tuple[float, ...] = (0.625, 0.75, 0.875)
+    lr_gamma: float = Field(0.1, gt=0, le=1)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool | None = None  # None: as the method's authors did
+    weight_decay: float = Field(5e-4, ge=0)
+    augment: bool = True  # random crop after padding by 4, random horizontal flip
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
+class TeacherRef(Frozen):
+    """A trained teacher: its architecture, and the id of the trial that trained it or the SHA-256 of its file."""
+
+    model: str
+    id: str
+
+
+class MethodRef(Frozen):
+    """A method by name (`a+b` for two together) with the parameters that differ from its defaults."""
+
+    name: str
+    params: dict[str, Any] = {}
+
+
+class TrialConfig(Frozen):
+    """Everything that determines the result of one trial, and nothing else."""
+
+    data: DataConfig
+    train: Recipe = Recipe()
+    teacher: TeacherRef | None = None
+    student: str
+    method: MethodRef
+    seed: int = Field(0, ge=0)  # of the initial weights, of the order of the batches and, by default, of the views
+    view_seed: int | None = Field(None, ge=0)  # of the augmentation; None: the trial's seed
+
+    @property
+    def views(self) -> int:
+        """The seed of the augmentation."""
+        return self.seed if self.view_seed is None else self.view_seed
+
+
+class Where(Frozen):
+    """What says only where and how fast a trial runs; never part of its identity."""
+
+    data_root: str = "data"
+    download: bool = False
+    teacher_weights: str | None = None  # file of the teacher's weights
+    device: str = "auto"  # "auto": cuda if there is one, else cpu
+    cpus: int = Field(1, ge=1)  # threads
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def parse(model: type[M], data: Mapping[str, Any], path: str = "") -> M:
+    """`data` (as read from TOML) as a `model`; ConfigError with the key path of the first rule broken."""
+    try:
+        return model.model_validate_json(json.dumps(data, default=str))
+    except ValidationError as error:
+        raise ConfigError(explain(error, model, path)) from None
+
+
+def explain(error: ValidationError, model: type[BaseModel], path: str = "") -> str:
+    """The first error of a ValidationError as one line: rule, key path, value, known names."""
+    first = error.errors()[0]
+    keys = [path] if path else []
+    for part in first["loc"]:
+        if isinstance(part, int) and keys:
+            keys[-1] += f"[{part}]"
+        else:
+            keys.append(str(part))
+    where = ".".join(keys)
+    if first["type"] == "extra_forbidden":
+        known = _fields(model, first["loc"][:-1])
+        return unknown("key", str(first["loc"][-1]), known, where)
+    if first["type"] == "missing":
+        return f"{where} is required."
+    rule = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return f"{where} {rule[0].lower()}{rule[1:]}, but got {first['input']!r}."
+
+
+def _fields(model: type[BaseModel], loc: Iterable[int | str]) -> list[str]:
+    for part in loc:
+        field = model.model_fields.get(str(part))
+        inner = field.annotation if field else None
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            model = inner
+    return list(model.model_fields)
+
+
+def unknown(kind: str, name: str, known: Iterable[str], where: str) -> str:
+    """The message for an unknown name: where it stands, the nearest known name, all known names."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, 1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"unknown {kind} {name!r} at {where}.{hint} Known: {', '.join(names)}."
+
+
+def canonical(data: Any) -> str:
+    """JSON with sorted keys and no spaces: equal data gives equal text."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(data: Any) -> str:
+    """The first 16 hex digits of the SHA-256 of the canonical JSON of `data`."""
+    return hashlib.sha256(canonical(data).encode()).hexdigest()[:16]
+
+
+def part_of(value: float, total: int) -> int:
+    """A count given as such, or as a fraction (a number below 1) of `total`: at least 1 unless 0."""
+    if value == 0 or value >= 1:
+        return int(value)
+    return max(1, round(value * total))

@@ -1,0 +1,40 @@
+"""What a training run emits: one record an epoch and one result at the end. Standard library only."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRecord:
+    """One epoch of one trial. Accuracies are top-1 in percent; None where the split was not evaluated."""
+
+    epoch: int  # 1-based
+    lr: float
+    terms: dict[str, float]  # mean over the epoch of each loss term, weights applied
+    train_acc: float  # of the training-mode, augmented forward passes
+    val_acc: float | None  # held-out training images; None without val_size
+    test_acc: float | None  # None while there is a validation split, except at the last epoch
+    seconds: float  # training and evaluation
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialResult:
+    """The end of a completed trial: metrics of the last epoch, top-1 and top-5 in percent."""
+
+    test_top1: float
+    test_top5: float
+    test_nll: float  # nats
+    test_ece: float  # percent
+    test_aurc: float  # x 1000
+    test_eaurc: float  # x 1000
+    class_recall: tuple[float, ...]  # percent, one for each class
+    val_acc: float | None
+    best_epoch: int
+    best_acc: float  # on best_split: a best epoch chosen on the test set is optimistic
+    best_split: str  # "val" or "test"
+    n_train: int
+    student_params: int
+    train_seconds: float  # sum over epochs, also those before a resume
+
+
+class DivergedError(RuntimeError):
+    """A loss term became NaN or infinite."""

@@ -1,0 +1,105 @@
+"""The columns of the result files. One row a trial in TRIALS, one row an epoch in EPOCHS.
+
+Accuracies, ECE and recall are in percent, AURC and E-AURC times 1000, NLL in nats, times in seconds.
+A TRIALS row is written last, so its presence means that the trial has ended.
+"""
+
+from enum import StrEnum
+
+import pyarrow as pa
+
+
+class Status(StrEnum):
+    """How a trial ended."""
+
+    COMPLETED = "completed"
+    STOPPED = "stopped"  # by a scheduler
+    DIVERGED = "diverged"  # NaN or Inf in a loss term
+    FAILED = "failed"
+
+
+VERSION = "1"
+_METADATA = {"kdsweep.schema": VERSION}
+_UTC = pa.timestamp("ms", tz="UTC")
+
+
+def _field(name: str, kind: pa.DataType, *, null: bool = False) -> pa.Field:
+    return pa.field(name, kind, nullable=null)
+
+
+IDENTITY = [
+    _field("trial_id", pa.string()),
+    _field("role", pa.string()),  # "student" or "teacher"
+    _field("dataset", pa.string()),
+    _field("fraction", pa.float64()),
+    _field("subset_seed", pa.int64()),
+    _field("val_size", pa.int64()),
+    _field("teacher", pa.string(), null=True),  # null where the method looks at no teacher
+    _field("teacher_id", pa.string(), null=True),
+    _field("student", pa.string()),
+    _field("method", pa.string()),
+    _field("method_version", pa.string()),
+    _field("params", pa.string()),  # the method's full configuration, canonical JSON
+    _field("epochs", pa.int64()),
+    _field("batch_size", pa.int64()),
+    _field("lr", pa.float64()),
+    _field("lr_milestones", pa.list_(pa.int64())),
+    _field("lr_gamma", pa.float64()),
+    _field("momentum", pa.float64()),
+    _field("nesterov", pa.bool_()),
+    _field("weight_decay", pa.float64()),
+    _field("augment", pa.bool_()),
+    _field("precision", pa.string()),
+    _field("seed", pa.int64()),
+    _field("view_seed", pa.int64()),
+]
+OUTCOME = [
+    _field("status", pa.string()),
+    _field("error_type", pa.string(), null=True),
+    _field("error", pa.string(), null=True),  # traceback
+    _field("epochs_done", pa.int64()),
+]
+METRICS = [  # null unless completed
+    _field("val_acc", pa.float64(), null=True),
+    _field("test_top1", pa.float64(), null=True),
+    _field("test_top5", pa.float64(), null=True),
+    _field("test_nll", pa.float64(), null=True),
+    _field("test_ece", pa.float64(), null=True),
+    _field("test_aurc", pa.float64(), null=True),
+    _field("test_eaurc", pa.float64(), null=True),
+    _field("class_recall", pa.list_(pa.float64()), null=True),
+    _field("best_epoch", pa.int64(), null=True),
+    _field("best_acc", pa.float64(), null=True),
+    _field("best_split", pa.string(), null=True),
+    _field("n_train", pa.int64(), null=True),
+    _field("student_params", pa.int64(), null=True),
+    _field("train_seconds", pa.float64(), null=True),
+]
+PROVENANCE = [
+    _field("sweep", pa.string()),
+    _field("spec_sha256", pa.string()),
+    _field("kdsweep", pa.string()),
+    _field("git_commit", pa.string(), null=True),  # with "+" where the tree had changes
+    _field("python", pa.string()),
+    _field("torch", pa.string()),
+    _field("host", pa.string()),
+    _field("device", pa.string()),
+    _field("cpus", pa.int64()),
+    _field("started_at", _UTC),
+    _field("ended_at", _UTC),
+]
+TRIALS = pa.schema([*IDENTITY, *OUTCOME, *METRICS, *PROVENANCE], metadata=_METADATA)
+
+EPOCHS = pa.schema(
+    [
+        _field("trial_id", pa.string()),
+        _field("epoch", pa.int64()),  # 1-based
+        _field("lr", pa.float64()),
+        _field("terms", pa.map_(pa.string(), pa.float64())),
+        _field("train_acc", pa.float64()),
+        _field("val_acc", pa.float64(), null=True),
+        _field("test_acc", pa.float64(), null=True),
+        _field("seconds", pa.float64()),
+    ],
+    metadata=_METADATA,
+)

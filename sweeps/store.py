@@ -1,0 +1,168 @@
+"""The one writer and reader of result files, on any file system that pyarrow opens.
+
+results/<sweep>/spec.toml              the spec of the rows
+results/<sweep>/trials/<id>.parquet    one row, written last: it exists when the trial has ended
+results/<sweep>/epochs/<id>.parquet    one row an epoch, rewritten whole after each
+results/<sweep>/checkpoints/<id>.pt    state of a trial under way
+results/teachers/...                   the same for teachers, and models/<id>.safetensors
+"""
+
+import io
+import os
+import posixpath
+import uuid
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from sweeps.schema import EPOCHS, TRIALS
+
+TEACHERS = "teachers"
+Row = Mapping[str, Any]
+
+
+class StoreError(RuntimeError):
+    """A result file cannot be read or written; the message names it."""
+
+
+class Store:
+    """The result files of one sweep. `results` is a folder or a URI such as s3://bucket/prefix."""
+
+    def __init__(self, results: str, sweep: str) -> None:
+        self.results, self.sweep = results, sweep
+        self._fs, root = _filesystem(results)
+        self._root = posixpath.join(root, sweep)
+
+    def path(self, *parts: str) -> str:
+        """The path of a file of this sweep within its file system."""
+        return posixpath.join(self._root, *parts)
+
+    def probe(self) -> None:
+        """Raise StoreError unless a file can be written here and read back."""
+        name = f".probe-{uuid.uuid4().hex}"
+        self.write_bytes(b"kdsweep", name)
+        if self.read_bytes(name) != b"kdsweep":
+            raise StoreError(f"a file written to {self.results} does not read back.")
+        self.delete(name)
+
+    def write_bytes(self, data: bytes, *parts: str) -> None:
+        """Write one file so that readers see all of it or none."""
+        path = self.path(*parts)
+        # A local file appears by rename; object stores show an object when its upload ends.
+        local = isinstance(self._fs, fs.LocalFileSystem)
+        target = f"{path}.{uuid.uuid4().hex}.tmp" if local else path
+        try:
+            if local:
+                self._fs.create_dir(posixpath.dirname(path), recursive=True)
+            with self._fs.open_output_stream(target) as stream:
+                stream.write(data)
+            if local:
+                os.replace(target, path)
+        except OSError as error:
+            if local:
+                Path(target).unlink(missing_ok=True)
+            raise StoreError(f"cannot write {path}: {_reason(error)}.") from error
+
+    def read_bytes(self, *parts: str) -> bytes | None:
+        """The content of a file, or None if there is none."""
+        path = self.path(*parts)
+        try:
+            with self._fs.open_input_stream(path) as stream:
+                return bytes(stream.read())
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StoreError(f"cannot read {path}: {_reason(error)}.") from error
+
+    def delete(self, *parts: str) -> None:
+        """Remove a file if it is there."""
+        if self.exists(*parts):
+            self._fs.delete_file(self.path(*parts))
+
+    def exists(self, *parts: str) -> bool:
+        """Whether there is such a file."""
+        return bool(self._fs.get_file_info(self.path(*parts)).type == fs.FileType.File)
+
+    def write_trial(self, row: Row) -> None:
+        """Write the row of an ended trial."""
+        self._write_table([row], TRIALS, "trials", f"{row['trial_id']}.parquet")
+
+    def write_epochs(self, trial_id: str, rows: Iterable[Row]) -> None:
+        """Write the rows of all epochs that a trial has done."""
+        self._write_table(rows, EPOCHS, "epochs", f"{trial_id}.parquet")
+
+    def read_trials(self, ids: Iterable[str] | None = None) -> pa.Table:
+        """The rows of ended trials (of those named), sorted by trial_id."""
+        return self._read(TRIALS, "trials", ids)
+
+    def read_epochs(self, ids: Iterable[str] | None = None) -> pa.Table:
+        """The rows of epochs done (by the trials named), also of trials under way."""
+        return self._read(EPOCHS, "epochs", ids)
+
+    def ids(self, kind: str) -> set[str]:
+        """The ids of the trials that have a file in `kind` ("trials", "epochs", "checkpoints")."""
+        return set(self._files(kind))
+
+    def ages(self, kind: str) -> dict[str, float]:
+        """For each id with a file in `kind`, the time of its last change (seconds since 1970)."""
+        return {name: info.mtime.timestamp() for name, info in self._files(kind).items()}
+
+    def _files(self, kind: str) -> dict[str, fs.FileInfo]:
+        infos = self._fs.get_file_info(fs.FileSelector(self.path(kind), allow_not_found=True))
+        suffixes = (".parquet", ".pt", ".safetensors")
+        files = (info for info in infos if info.base_name.endswith(suffixes))
+        return {posixpath.splitext(info.base_name)[0]: info for info in files}
+
+    def _write_table(self, rows: Iterable[Row], schema: pa.Schema, *parts: str) -> None:
+        buffer = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=schema), buffer)
+        self.write_bytes(buffer.getvalue(), *parts)
+
+    def _read(self, schema: pa.Schema, kind: str, ids: Iterable[str] | None) -> pa.Table:
+        wanted = self.ids(kind) if ids is None else self.ids(kind) & set(ids)
+        tables = [self._read_table(schema, kind, f"{name}.parquet") for name in sorted(wanted)]
+        return pa.concat_tables(tables) if tables else schema.empty_table()
+
+    def _read_table(self, schema: pa.Schema, *parts: str) -> pa.Table:
+        data = self.read_bytes(*parts)
+        if data is None:  # deleted between listing and reading
+            return schema.empty_table()
+        try:
+            table = pq.read_table(pa.BufferReader(data))
+        except pa.ArrowInvalid as error:
+            raise StoreError(
+                f"{self.path(*parts)} is not a whole Parquet file ({_reason(error)}); "
+                "delete it and run the sweep again to have that trial back."
+            ) from error
+        if not set(schema.names) <= set(table.column_names):
+            missing = sorted(set(schema.names) - set(table.column_names))
+            raise StoreError(f"{self.path(*parts)} lacks the columns {', '.join(missing)}.")
+        return table.select(schema.names).cast(schema)
+
+
+def sweeps(results: str) -> list[str]:
+    """The names of the sweeps that have a folder under `results`, without that of the teachers."""
+    filesystem, root = _filesystem(results)
+    infos = filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True))
+    folders = (info.base_name for info in infos if info.type == fs.FileType.Directory)
+    return sorted(name for name in folders if name != TEACHERS and not name.startswith("."))
+
+
+def _filesystem(results: str) -> tuple[fs.FileSystem, str]:
+    if "://" not in results:
+        return fs.LocalFileSystem(), str(Path(results).expanduser().absolute())
+    try:
+        filesystem, root = fs.FileSystem.from_uri(results)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise StoreError(f"cannot open the results at {results}: {_reason(error)}.") from error
+    return filesystem, root
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return str(error).splitlines()[0].rstrip(".")
