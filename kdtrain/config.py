@@ -43,6 +43,11 @@ class Recipe(Frozen):
     augment: bool = True  # random crop after padding by 4, random horizontal flip
     precision: Literal["fp32", "bf16"] = "fp32"
 
+    @property
+    def milestones(self) -> list[int]:
+        """The last epoch (1-based) at each learning rate, ascending."""
+        return sorted(part_of(milestone, self.epochs) for milestone in self.lr_milestones)
+
 
 class TeacherRef(Frozen):
     """A trained teacher: its architecture, and the id of the trial that trained it or the SHA-256 of its file."""

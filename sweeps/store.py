@@ -37,6 +37,16 @@ class Store:
         self._fs, root = _filesystem(results)
         self._root = posixpath.join(root, sweep)
 
+    @property
+    def url(self) -> str:
+        """The sweep's folder as a person would name it."""
+        return posixpath.join(self.results, self.sweep)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether `path` gives paths of this machine."""
+        return isinstance(self._fs, fs.LocalFileSystem)
+
     def path(self, *parts: str) -> str:
         """The path of a file of this sweep within its file system."""
         return posixpath.join(self._root, *parts)
@@ -53,7 +63,7 @@ class Store:
         """Write one file so that readers see all of it or none."""
         path = self.path(*parts)
         # A local file appears by rename; object stores show an object when its upload ends.
-        local = isinstance(self._fs, fs.LocalFileSystem)
+        local = self.is_local
         target = f"{path}.{uuid.uuid4().hex}.tmp" if local else path
         try:
             if local:

@@ -1,0 +1,90 @@
+"""Sweeps -> one HTML file that opens without a network: plotly.js, styles and data are inside."""
+
+from dataclasses import dataclass
+from importlib import resources
+from itertools import groupby
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from analysis.figures import Figure, epoch_figures, fraction_figures
+from analysis.groups import group_students
+from analysis.leaderboard import MAIN, OTHERS, Entry, build_leaderboard
+from analysis.load import Sweep, load, load_epochs
+from analysis.names import dataset_name, fraction_name
+from analysis.provenance import Provenance, build_provenance
+from analysis.render import cells
+from analysis.tables import Table, build_tables
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """What the report shows of one sweep."""
+
+    sweep: Sweep
+    leaderboard: list[Entry]
+    tables: list[Table]  # none if no student has ended
+    epoch_figures: list[Figure]
+    fraction_figures: list[Figure]
+    provenance: Provenance
+
+
+def render(results: str, names: list[str]) -> str:
+    """The report of these sweeps of a results folder. StoreError names a file that cannot be read."""
+    environment = Environment(
+        loader=PackageLoader("analysis"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters["json_script"] = _json_script
+    environment.globals |= {
+        "cells": cells,
+        "dataset_name": dataset_name,
+        "fraction_name": fraction_name,
+        "metrics": (MAIN, *OTHERS),
+        "pair_spans": _pair_spans,
+    }
+    sections = [_section(results, name) for name in names]
+    return environment.get_template("report.html.j2").render(
+        title=names[0] if len(names) == 1 else f"{len(names)} sweeps",
+        sections=sections,
+        has_figures=any(section.epoch_figures or section.fraction_figures for section in sections),
+        style=_asset("report.css"),
+        script=_asset("report.js"),
+        plotly=Markup(get_plotlyjs()),
+    )
+
+
+def _section(results: str, name: str) -> Section:
+    sweep = load(results, name)
+    groups = group_students(sweep)
+    completed = sweep.trials[sweep.trials["status"] == "completed"]
+    epochs = load_epochs(results, name, completed["trial_id"])
+    return Section(
+        sweep=sweep,
+        leaderboard=build_leaderboard(sweep),
+        tables=[table for table in build_tables(sweep, MAIN) if table.rows],
+        epoch_figures=epoch_figures(groups, epochs, name),
+        fraction_figures=fraction_figures(groups, name),
+        provenance=build_provenance(sweep),
+    )
+
+
+def _asset(name: str) -> Markup:
+    return Markup(resources.files("analysis").joinpath("templates", name).read_text(encoding="utf-8"))
+
+
+def _json_script(figure: Figure) -> Markup:
+    """The figure as JSON that cannot end the script element it stands in."""
+    text = str(figure.plot.to_json())
+    for char in "<>&\u2028\u2029":
+        text = text.replace(char, f"\\u{ord(char):04x}")
+    return Markup(text)
+
+
+def _pair_spans(table: Table) -> list[tuple[str, int]]:
+    """The pairs of a table's columns and how many columns each has."""
+    return [(pair, len(list(same))) for pair, same in groupby(table.columns, cells.pair)]

@@ -1,0 +1,104 @@
+"""Display names of methods, models and data sets, and the order in which methods are listed.
+
+Unknown names are shown as they are.
+"""
+
+import re
+
+METHODS = {
+    "teacher": "Teacher",
+    "vanilla": "Vanilla",
+    "ls": "LS",
+    "kd": "KD",
+    "fitnet": "FitNet",
+    "at": "AT",
+    "sp": "SP",
+    "cc": "CC",
+    "vid": "VID",
+    "rkd": "RKD",
+    "pkt": "PKT",
+    "ab": "AB",
+    "ft": "FT",
+    "fsp": "FSP",
+    "nst": "NST",
+    "kdsvd": "KDSVD",
+    "crd": "CRD",
+    "ofd": "OFD",
+    "srrl": "SRRL",
+    "cskd": "CSKD",
+    "sskd": "SSKD",
+    "wsld": "WSLD",
+    "dgkd": "DGKD",
+    "cs_kd": "CS-KD",
+    "tf_kd": "TF-KD",
+    "ps_kd": "PS-KD",
+    "dkd": "DKD",
+    "reviewkd": "ReviewKD",
+    "dist": "DIST",
+    "lskd": "LSKD",
+    "nkd": "NKD",
+    "cid": "CID",
+    "ps_kd_ipwd": "PS-KD + IPWD",
+    "sskd_ipwd": "SSKD + IPWD",
+    "ipwd": "IPWD",
+}
+DATASETS = {
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "tiny_imagenet": "Tiny-ImageNet",
+    "imagenet": "ImageNet",
+    "stl10": "STL-10",
+    "mnist": "MNIST",
+    "fashion_mnist": "Fashion-MNIST",
+    "fashion_mini": "Fashion-MNIST mini",
+    "fashion_mnist_mini": "Fashion-MNIST mini",
+}
+# Patterns of model identifiers, and what is printed for them.
+_MODELS = (
+    (r"wrn_(\d+)_(\d+)", r"WRN-\1-\2"),
+    (r"resnet(\d+)", r"ResNet-\1"),
+    (r"resnet(\d+)x(\d+)", r"ResNet-\1×\2"),
+    (r"resnext(\d+)_(\d+)x(\d+)d", r"ResNeXt-\1 (\2×\3d)"),
+    (r"densenet(\d+)", r"DenseNet-\1"),
+    (r"vgg(\d+)", r"VGG-\1"),
+    (r"mobilenet_v(\d+)", r"MobileNetV\1"),
+    (r"shufflenet_v(\d+)", r"ShuffleNetV\1"),
+)
+_CIFAR = "_cifar"  # the CIFAR form of a network that ImageNet has too
+
+
+def method_name(method: str) -> str:
+    """`fitnet+kd` -> `FitNet + KD`."""
+    return " + ".join(METHODS.get(part, part) for part in method.split("+"))
+
+
+def method_order(method: str) -> tuple[int, str]:
+    """Sort key: the order of METHODS, then unknown methods by name."""
+    first = method.split("+")[0]
+    known = list(METHODS)
+    return (known.index(first) if first in known else len(known), method)
+
+
+def model_name(model: str) -> str:
+    """`wrn_40_2` -> `WRN-40-2`."""
+    stem = model.removesuffix(_CIFAR)
+    for pattern, form in _MODELS:
+        match = re.fullmatch(pattern, stem)
+        if match:
+            return match.expand(form) + (" (CIFAR)" if stem != model else "")
+    return model
+
+
+def natural_order(name: str) -> list[tuple[str, int]]:
+    """Sort key that puts resnet8 before resnet14."""
+    return [(text, int(digits or -1)) for text, digits in re.findall(r"(\D*)(\d*)", name)]
+
+
+def dataset_name(dataset: str) -> str:
+    """`cifar100` -> `CIFAR-100`."""
+    return DATASETS.get(dataset, dataset)
+
+
+def fraction_name(fraction: float) -> str:
+    """0.2 -> `20 %`."""
+    return f"{100 * fraction:g} %"

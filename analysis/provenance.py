@@ -1,0 +1,122 @@
+"""Where the numbers of a sweep come from: code, machines, times, teachers, and what went wrong."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from analysis.load import Row, Sweep, records
+from analysis.names import dataset_name, fraction_name, model_name
+from analysis.tables import row_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """A teacher that students of the sweep learned from."""
+
+    id: str
+    model: str
+    training: str  # e.g. `CIFAR-100, 100 %, 240 epochs, seed 0`; empty if the store does not know it
+    accuracy: float | None  # test top-1, percent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A trial that failed or diverged."""
+
+    id: str
+    what: str  # e.g. `KD, ResNet-56 → ResNet-20, 100 %, seed 3`
+    status: str
+    error: str  # class and last line
+    epochs_done: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Facts are (label, value) pairs, as printed."""
+
+    facts: tuple[tuple[str, str], ...]
+    teachers: tuple[Teacher, ...]
+    failures: tuple[Failure, ...]
+
+
+def build_provenance(sweep: Sweep) -> Provenance:
+    """What the rows of a sweep and of its teachers say about their origin."""
+    rows = records(sweep.trials)
+    return Provenance(
+        facts=tuple(_facts(sweep, rows)) if rows else (("Trials", sweep.status()),),
+        teachers=tuple(_teachers(rows, records(sweep.teachers))),
+        failures=tuple(_failure(row) for row in rows if row["status"] in ("failed", "diverged")),
+    )
+
+
+def core_hours(rows: Iterable[Row]) -> float:
+    """Sum of CPUs times hours of training; of a trial that did not complete, of its last run."""
+    seconds = 0.0
+    for row in rows:
+        trained = row["train_seconds"]
+        if trained is None:
+            trained = (row["ended_at"] - row["started_at"]).total_seconds()
+        seconds += trained * row["cpus"]
+    return seconds / 3600
+
+
+def _facts(sweep: Sweep, rows: list[Row]) -> Iterable[tuple[str, str]]:
+    yield "Trials", sweep.status()
+    yield "Spec", _distinct(row["spec_sha256"][:12] for row in rows) + " (SHA-256)"
+    yield "kdsweep", _distinct(row["kdsweep"] for row in rows)
+    yield "Git commit", _distinct(_commit(row["git_commit"]) for row in rows)
+    yield "PyTorch", _distinct(row["torch"] for row in rows)
+    yield "Python", _distinct(row["python"] for row in rows)
+    yield "Hosts", _distinct(row["host"] for row in rows)
+    yield "Devices", _distinct(row["device"] for row in rows)
+    yield "First start", _time(min(row["started_at"] for row in rows))
+    yield "Last end", _time(max(row["ended_at"] for row in rows))
+    yield "Core-hours", f"{core_hours(rows):,.2f} (CPUs × time of training)"
+
+
+def _commit(commit: str | None) -> str:
+    if commit is None:
+        return "unknown"
+    short = commit.removesuffix("+")[:12]
+    return f"{short} with local changes" if commit.endswith("+") else short
+
+
+def _teachers(rows: list[Row], known: list[Row]) -> Iterable[Teacher]:
+    by_id = {row["trial_id"]: row for row in known}
+    used = {row["teacher_id"]: row["teacher"] for row in rows if row["teacher_id"] is not None}
+    for teacher_id, model in sorted(used.items(), key=lambda item: (item[1], item[0])):
+        row = by_id.get(teacher_id)
+        training = ""
+        if row is not None:
+            data = f"{dataset_name(row['dataset'])}, {fraction_name(row['fraction'])}"
+            training = f"{data}, {row['epochs']} epochs, seed {row['seed']}"
+        yield Teacher(
+            id=teacher_id,
+            model=model_name(model),
+            training=training,
+            accuracy=None if row is None else row["test_top1"],
+        )
+
+
+def _failure(row: Row) -> Failure:
+    student = model_name(row["student"])
+    pair = f"{model_name(row['teacher'])} → {student}" if row["teacher"] else student
+    lines = (row["error"] or "").strip().splitlines()
+    last = lines[-1].strip() if lines else ""
+    name = row["error_type"] or ""
+    return Failure(
+        id=row["trial_id"],
+        what=f"{row_name(row['method'], ())}, {pair}, {fraction_name(row['fraction'])}, seed {row['seed']}",
+        status=row["status"],
+        # A traceback's last line begins with the class already.
+        error=last if last.split(":")[0].endswith(name) else f"{name}: {last}",
+        epochs_done=row["epochs_done"],
+    )
+
+
+def _distinct(values: Iterable[str]) -> str:
+    return ", ".join(sorted(set(values)))
+
+
+def _time(moment: Any) -> str:
+    return f"{moment:%Y-%m-%d %H:%M} UTC"

@@ -1,0 +1,98 @@
+"""From a TrialConfig to its networks and its method; also the complete check of a trial before it starts."""
+
+from collections.abc import Callable
+
+import torch
+
+from kdtrain import methods, models
+from kdtrain.config import ConfigError, TrialConfig, canonical, digest, unknown
+from kdtrain.data import DATASETS
+from kdtrain.methods.base import Method, Setting
+from kdtrain.models.outputs import Model, Outputs
+
+LoadTeacher = Callable[[Model], None]
+
+
+def trial_id(trial: TrialConfig) -> str:
+    """16 hex digits that name everything that determines the trial's result.
+
+    Fields that are None are left out, so that a field added later with the default None changes no id.
+    """
+    data = trial.model_dump(mode="json", exclude_none=True)
+    data["view_seed"] = trial.views
+    data["train"] |= {"lr_milestones": trial.train.milestones, "nesterov": nesterov(trial)}
+    data["method"] = {
+        "name": trial.method.name,
+        "params": methods.params(trial.method),
+        "version": methods.version(trial.method),
+    }
+    return digest(data)
+
+
+def nesterov(trial: TrialConfig) -> bool:
+    """Whether the trial trains with Nesterov momentum; where the recipe leaves it open, as the method's authors."""
+    recipe = trial.train
+    wanted = methods.nesterov(trial.method) if recipe.nesterov is None else recipe.nesterov
+    return wanted and recipe.momentum > 0
+
+
+def networks(trial: TrialConfig, device: torch.device, load_teacher: LoadTeacher) -> tuple[Setting, Method]:
+    """Student, teacher (if the method needs one) and method, seeded by the trial.
+
+    The student is drawn first, so that all methods start from the same student at one seed.
+    `load_teacher` fills the teacher's weights.
+    """
+    info = DATASETS[trial.data.dataset]
+    # Drawn on the CPU whatever the device, so that a seed gives the same weights everywhere.
+    with torch.device("meta" if device.type == "meta" else "cpu"):
+        torch.manual_seed(trial.seed)
+        student = models.build(trial.student, info.num_classes, info.in_channels)
+        image = torch.zeros(1, info.in_channels, info.image_size, info.image_size)
+        teacher, teacher_shapes = None, None
+        if trial.teacher is not None:
+            with torch.random.fork_rng(devices=[]):
+                teacher = models.build(trial.teacher.model, info.num_classes, info.in_channels)
+            load_teacher(teacher)
+            teacher.requires_grad_(False)
+            teacher_shapes = _shapes(teacher, image)
+        setting = Setting(
+            student, _shapes(student, image), teacher, teacher_shapes, info.num_classes, trial.train.epochs
+        )
+        method = methods.build(trial.method, setting)
+    for module in (student, teacher, method):
+        if module is not None:
+            module.to(device)
+    return setting, method
+
+
+def _shapes(model: Model, image: torch.Tensor) -> Outputs:
+    model.eval()
+    with torch.no_grad():
+        outputs: Outputs = model(image)
+    return outputs
+
+
+_checked: set[str] = set()
+
+
+def check(trial: TrialConfig) -> None:
+    """Raise ConfigError unless the trial can start: names known, parameters right, networks that fit.
+
+    Builds everything on the meta device, once for each combination that matters.
+    """
+    if trial.data.dataset not in DATASETS:
+        raise ConfigError(unknown("data set", trial.data.dataset, DATASETS, "data.dataset"))
+    models.check(trial.student, "student")
+    configs = methods.resolve(trial.method)
+    needed = methods.needs(trial.method)
+    if needed and trial.teacher is None:
+        raise ConfigError(f"method {trial.method.name!r} needs a teacher's {' and '.join(sorted(needed))}: name one.")
+    if trial.teacher is not None:
+        models.check(trial.teacher.model, "teacher")
+    key = canonical([
+        trial.data.dataset, trial.student, trial.teacher and trial.teacher.model, trial.train.epochs,
+        {name: config.model_dump(mode="json") for name, config in configs.items()},
+    ])  # fmt: skip
+    if key not in _checked:
+        networks(trial, torch.device("meta"), lambda teacher: None)
+        _checked.add(key)

@@ -1,0 +1,91 @@
+"""CIFAR ResNets (He et al., CVPR 2016, section 4.2), with the widths, features and keys of RepDistiller.
+
+`resnet{d}` has widths 16; 16, 32, 64 and `resnet{d}x4` has 32; 64, 128, 256, for d = 6n+2.
+Source: https://github.com/HobbitLong/RepDistiller/blob/master/models/resnet.py. It pools 8 x 8 windows; here the
+pooling is global, which is the same at 32 x 32 and lets other image sizes work.
+"""
+
+import re
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdtrain.models.family import Family
+from kdtrain.models.outputs import Model, Outputs
+
+
+class BasicBlock(nn.Module):
+    """relu(bn(conv(relu(bn(conv(x))))) + shortcut(x)), 3 x 3 convolutions, the first with the stride."""
+
+    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(c_out)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(c_out)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or c_in != c_out:
+            self.downsample = nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x`: [B, c_in, H, W]; returns [B, c_out, H/stride, W/stride], not negative."""
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        return F.relu(out + (x if self.downsample is None else self.downsample(x)))
+
+
+class ResNet(Model):
+    """Three stages of n basic blocks. `widths`: channels of the stem and of the stages. All features are >= 0."""
+
+    def __init__(self, n: int, widths: tuple[int, int, int, int], num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.layer1 = _stage(n, widths[0], widths[1], stride=1)
+        self.layer2 = _stage(n, widths[1], widths[2], stride=2)
+        self.layer3 = _stage(n, widths[2], widths[3], stride=2)
+        self.fc = nn.Linear(widths[3], num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Outputs:
+        """`x`: [B, C, H, W], normalised; the stages have H, H/2 and H/4 rows."""
+        stem = F.relu(self.bn1(self.conv1(x)))
+        f1 = self.layer1(stem)
+        f2 = self.layer2(f1)
+        f3 = self.layer3(f2)
+        pooled = F.adaptive_avg_pool2d(f3, 1).flatten(1)
+        return Outputs(self.fc(pooled), pooled, stem, (f1, f2, f3))
+
+    @property
+    def head(self) -> nn.Linear:
+        """The last linear layer: pooled features to logits."""
+        return self.fc
+
+
+def _stage(n: int, c_in: int, c_out: int, stride: int) -> nn.Sequential:
+    first = BasicBlock(c_in, c_out, stride)
+    return nn.Sequential(first, *(BasicBlock(c_out, c_out, 1) for _ in range(n - 1)))
+
+
+def _broken(match: re.Match[str]) -> str | None:
+    depth = int(match["depth"])
+    return None if depth >= 8 and depth % 6 == 2 else "depth must be 6n+2 with n >= 1"
+
+
+def _build(match: re.Match[str], num_classes: int, in_channels: int) -> ResNet:
+    widths = (32, 64, 128, 256) if match["x4"] else (16, 16, 32, 64)
+    return ResNet((int(match["depth"]) - 2) // 6, widths, num_classes, in_channels)
+
+
+FAMILY = Family(
+    form="resnet<6n+2>, resnet<6n+2>x4",
+    pattern=re.compile(r"resnet(?P<depth>[1-9]\d*)(?P<x4>x4)?"),
+    broken=_broken,
+    build=_build,
+    examples=(
+        *("resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"),
+        *("resnet8x4", "resnet32x4"),
+    ),
+)

@@ -1,0 +1,138 @@
+"""Spec -> Plan: every trial of a sweep, with its teacher and its identity. Starts nothing."""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from kdtrain.build import check, trial_id
+from kdtrain.config import ConfigError, DataConfig, MethodRef, Recipe, TeacherRef, TrialConfig, parse, unknown
+from kdtrain.methods import METHODS, needs
+from sweeps.spec import Override, Spec, method_entry, split_pair
+
+Axes = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the grid: the values of its axes and the trial that fills it.
+
+    Two cells may share a trial: a method that looks at no teacher is the same trial in all pairs.
+    """
+
+    axes: Axes
+    trial_id: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All trials of a sweep by id, and the teachers that they need by id."""
+
+    cells: list[Cell]
+    trials: dict[str, TrialConfig]
+    teachers: dict[str, TrialConfig]
+
+
+def expand(spec: Spec) -> Plan:
+    """The plan of a spec. ConfigError if any trial could not start, or an override matches nothing."""
+    cells: list[Cell] = []
+    trials: dict[str, TrialConfig] = {}
+    teachers: dict[str, TrialConfig] = {}
+    used: set[int] = set()
+    for axes, method in _product(spec):
+        try:
+            trial, teacher = _trial(spec, axes, method, used)
+            check(trial)
+        except ConfigError as error:
+            raise ConfigError(f"{error} (in the trial {describe(axes)})") from None
+        if teacher is not None and trial.teacher is not None:
+            teachers[trial.teacher.id] = teacher
+        key = trial_id(trial)
+        trials[key] = trial
+        cells.append(Cell(axes, key))
+    for i, override in enumerate(spec.override):
+        if i not in used:
+            raise ConfigError(f"override[{i}].when must match a trial, but got {override.when!r}.")
+    return Plan(cells, trials, teachers)
+
+
+def describe(axes: Mapping[str, Any]) -> str:
+    """The axes of a cell as one line of text."""
+    return ", ".join(f"{key} = {value}" for key, value in axes.items())
+
+
+def _product(spec: Spec) -> Iterator[tuple[Axes, MethodRef]]:
+    """The axes of every cell with its method; seeds vary fastest, so a table's rows fill one after the other."""
+    recipe = spec.recipe_axes
+    for entry, pair, fraction in itertools.product(spec.grid.method, spec.grid.pair, spec.grid.fraction):
+        method = method_entry(entry)
+        own = spec.method_axes.get(method.name, {})
+        for values in itertools.product(*recipe.values(), *own.values(), spec.grid.seed):
+            named = dict(zip([*recipe, *own, "seed"], values, strict=True))
+            axes = {"pair": pair, "method": method.name, "fraction": fraction, **method.params, **named}
+            params = {**method.params, **{key: named[key] for key in own}}
+            yield axes, MethodRef(name=method.name, params=params)
+
+
+def _trial(spec: Spec, axes: Axes, method: MethodRef, used: set[int]) -> tuple[TrialConfig, TrialConfig | None]:
+    """The trial of a cell and its teacher's trial (None if its method needs none)."""
+    teacher_name, student = split_pair(axes["pair"])
+    recipe = {**spec.train.model_dump(), **{key: axes[key] for key in spec.recipe_axes}}
+    params = dict(method.params)
+    for i, override in enumerate(spec.override):
+        if _matches(override, {**axes, "teacher": teacher_name, "student": student}, i):
+            used.add(i)
+            _apply(override, i, recipe, params, method.name)
+    images: dict[str, Any] = {
+        "dataset": spec.data.dataset,
+        "subset_seed": spec.data.subset_seed,
+        "val_size": spec.data.val_size,
+    }
+    teacher, ref = None, None
+    if teacher_name is not None and needs(method):
+        teacher = TrialConfig(
+            data=DataConfig(**images, fraction=spec.teacher.fraction),
+            train=spec.teacher_recipe,
+            student=teacher_name,
+            method=MethodRef(name="vanilla"),
+            seed=spec.teacher.seed,
+        )
+        ref = TeacherRef(model=teacher_name, id=trial_id(teacher))
+    trial = TrialConfig(
+        data=DataConfig(**images, fraction=axes["fraction"]),
+        train=parse(Recipe, recipe, "train"),
+        teacher=ref,
+        student=student,
+        method=MethodRef(name=method.name, params=params),
+        seed=axes["seed"],
+        view_seed=spec.data.view_seed,
+    )
+    return trial, teacher
+
+
+def _matches(override: Override, axes: Mapping[str, Any], i: int) -> bool:
+    for key, wanted in override.when.items():
+        if key not in axes:
+            raise ConfigError(unknown("axis", key, axes, f"override[{i}].when"))
+        options = wanted if isinstance(wanted, list) else [wanted]
+        value = axes[key]
+        if not any(
+            value == o or (isinstance(value, str) and isinstance(o, str) and fnmatchcase(value, o)) for o in options
+        ):
+            return False
+    return True
+
+
+def _apply(override: Override, i: int, recipe: dict[str, Any], params: dict[str, Any], method: str) -> None:
+    parts = method.split("+")
+    for key, value in override.set.items():
+        if key in Recipe.model_fields:
+            recipe[key] = value
+        elif len(parts) > 1 and key in parts and isinstance(value, dict):
+            params[key] = {**params.get(key, {}), **value}
+        elif len(parts) == 1 and key in METHODS[method].Config.model_fields:
+            params[key] = value
+        else:
+            known = parts if len(parts) > 1 else METHODS[method].Config.model_fields
+            raise ConfigError(unknown("key", key, [*Recipe.model_fields, *known], f"override[{i}].set"))

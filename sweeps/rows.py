@@ -1,0 +1,87 @@
+"""Trials, records and results as rows of the result files."""
+
+import platform
+import socket
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from kdtrain import methods
+from kdtrain.build import nesterov, trial_id
+from kdtrain.config import TrialConfig, canonical
+from kdtrain.record import EpochRecord, TrialResult
+from sweeps.schema import METRICS, Status
+
+Row = dict[str, Any]
+_METRICS = [field.name for field in METRICS]
+
+
+def identity(trial: TrialConfig, role: str) -> Row:
+    """The identity columns of a trial; `role` is "student" or "teacher"."""
+    recipe = trial.train.model_dump(exclude={"lr_milestones", "nesterov"})
+    return {
+        "trial_id": trial_id(trial),
+        "role": role,
+        **trial.data.model_dump(),
+        "teacher": trial.teacher and trial.teacher.model,
+        "teacher_id": trial.teacher and trial.teacher.id,
+        "student": trial.student,
+        "method": trial.method.name,
+        "method_version": methods.version(trial.method),
+        "params": canonical(methods.params(trial.method)),
+        **recipe,
+        "lr_milestones": trial.train.milestones,
+        "nesterov": nesterov(trial),
+        "seed": trial.seed,
+        "view_seed": trial.views,
+    }
+
+
+def epoch(trial_id: str, record: EpochRecord) -> Row:
+    """A row of EPOCHS."""
+    return {"trial_id": trial_id, **asdict(record)}
+
+
+def outcome(status: Status, epochs_done: int, error: tuple[str, str] | None = None) -> Row:
+    """The outcome columns; `error` is (type, traceback)."""
+    error_type, text = error or (None, None)
+    return {"status": status.value, "error_type": error_type, "error": text, "epochs_done": epochs_done}
+
+
+def metrics(result: TrialResult | None) -> Row:
+    """The metrics columns: null unless the trial completed."""
+    return dict.fromkeys(_METRICS) if result is None else asdict(result)
+
+
+def provenance(source: Mapping[str, str], device: str, cpus: int, started_at: datetime) -> Row:
+    """Where, when and by what code a trial ran; `source` has sweep, spec_sha256 and git_commit."""
+    return {
+        "sweep": source["sweep"],
+        "spec_sha256": source["spec_sha256"],
+        "kdsweep": version("kdsweep"),
+        "git_commit": source["git_commit"] or None,
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "host": socket.gethostname(),
+        "device": device,
+        "cpus": cpus,
+        "started_at": started_at,
+        "ended_at": datetime.now(UTC),
+    }
+
+
+@cache
+def git_commit() -> str:
+    """The commit of the checkout that this code runs from, "+" added if it has changes; empty outside of one."""
+    root = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
+        status = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head.stdout.strip() + ("+" if status.stdout.strip() else "")

@@ -1,0 +1,101 @@
+"""Run what is missing of a plan with Ray Tune. Nothing is read back from Ray: workers write the rows."""
+
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+# Ray reads these when it is imported or started: no loggers and no state of Tune's own, no banners, no usage report.
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", str(10**6))
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+from ray import tune
+from rich.console import Console
+
+from sweeps import rows
+from sweeps.cost import Cost
+from sweeps.job import Job, Missing
+from sweeps.progress import Progress
+from sweeps.schema import Status
+from sweeps.search import PlannedSearch
+from sweeps.spec import RunTable
+from sweeps.store import StoreError
+from sweeps.trainable import TrialTrainable
+
+
+def run(todo: Missing, table: RunTable, cost: Cost, console: Console, trainable: type = TrialTrainable) -> list[Job]:
+    """Run all missing jobs; returns those that were not run because their teacher failed.
+
+    StoreError if results cannot be written; KeyboardInterrupt passes through.
+    """
+    search = PlannedSearch(todo.jobs, todo.trained)
+    seconds = {job.id: cost.seconds(job.trial, job.where.cpus) for job in todo.jobs}
+    progress = Progress(console, search.jobs, seconds, todo.done)
+    scratch = tempfile.mkdtemp(prefix="kdsweep-tune-")
+    try:
+        with progress:
+            _start_ray()
+            _fit(search, progress, table, scratch, trainable)
+    finally:
+        ray.shutdown()
+        shutil.rmtree(scratch, ignore_errors=True)
+    if progress.store_error:
+        raise StoreError(progress.store_error)
+    _bury(job for job in search.jobs.values() if job.id in progress.dead)
+    return search.blocked
+
+
+def _start_ray() -> None:
+    """Join the cluster that RAY_ADDRESS names or that runs on this machine; else start one here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray announces changes of later releases at every start
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+    for name in ("ray", "ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what goes wrong is told by rows
+
+
+def _fit(search: PlannedSearch, progress: Progress, table: RunTable, scratch: str, trainable: type) -> None:
+    gpus = table.gpus
+    if gpus is None:
+        gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, {"cpu": table.cpus, "gpu": gpus}),
+        tune_config=tune.TuneConfig(
+            search_alg=search, num_samples=-1, max_concurrent_trials=table.max_concurrent, reuse_actors=True
+        ),
+        run_config=tune.RunConfig(
+            name="sweep",
+            storage_path=scratch,
+            callbacks=[progress],
+            verbose=0,
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+            failure_config=tune.FailureConfig(max_failures=table.max_failures),
+        ),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tuner.fit()
+
+
+def _bury(jobs: Iterable[Job]) -> None:
+    """Write the rows of trials whose workers died: nobody else can."""
+    for job in jobs:
+        if job.store.exists("trials", f"{job.id}.parquet"):  # it died after its work was done
+            continue
+        now = datetime.now(UTC)
+        told = ("WorkerDied", "the worker died more often than run.max_failures allows (out of memory, or killed)")
+        row = {
+            **rows.identity(job.trial, job.role),
+            **rows.outcome(Status.FAILED, 0, told),
+            **rows.metrics(None),
+            **rows.provenance(job.source, "unknown", job.where.cpus, now),
+        }
+        job.store.write_trial(row)

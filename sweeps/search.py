@@ -1,0 +1,61 @@
+"""The order in which trials are handed to Ray Tune: teachers first, a student when its teacher is ready."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from sweeps.job import Job
+from sweeps.schema import Status
+
+
+class PlannedSearch(Searcher):
+    """Hands Tune each planned job once. Tune's own trial ids map to jobs in `jobs`.
+
+    A job whose teacher is being trained waits; one whose teacher failed is never handed out and ends
+    in `blocked`. `trained` holds the ids of the teachers that are trained.
+    """
+
+    def __init__(self, jobs: Iterable[Job], trained: Iterable[str]) -> None:
+        super().__init__(metric=None, mode=None)
+        self.waiting = sorted(jobs, key=_priority)
+        self.trained = set(trained)
+        self.jobs: dict[str, Job] = {}
+        self.blocked: list[Job] = []
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next job whose teacher is ready; None to be asked again, FINISHED when there is none left."""
+        if not self.waiting:
+            return str(Searcher.FINISHED)
+        for i, job in enumerate(self.waiting):
+            if job.teacher_id is None or job.teacher_id in self.trained:
+                self.jobs[trial_id] = self.waiting.pop(i)
+                return {"job": job.model_dump_json()}
+        return None
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Let the students of a trained teacher go; give up those of a failed one."""
+        if result and "store_error" in result:  # nothing more can be stored, so nothing more is begun
+            self.waiting = []
+        job = self.jobs.get(trial_id)
+        if job is None or job.role != "teacher":
+            return
+        if not error and result and result.get("status") == Status.COMPLETED:
+            self.trained.add(job.id)
+            return
+        lost = [other for other in self.waiting if other.teacher_id == job.id]
+        self.blocked += lost
+        self.waiting = [other for other in self.waiting if other not in lost]
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: what is done is read from the store."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: what is done is read from the store."""
+
+
+def _priority(job: Job) -> int:
+    """Teachers, then students that need none (they fill the machine meanwhile), then the others; else stable."""
+    if job.role == "teacher":
+        return 0
+    return 1 if job.teacher_id is None else 2

@@ -1,0 +1,95 @@
+"""The plan and the state of a sweep as text. Reads only the spec and the store."""
+
+import os
+import time
+from collections import Counter, defaultdict
+
+from rich.console import Console
+from rich.table import Table
+
+from kdtrain.config import canonical
+from sweeps import store as stores
+from sweeps.cost import Cost, Row, duration
+from sweeps.job import Missing, missing
+from sweeps.plan import Cell, Plan
+from sweeps.schema import Status
+from sweeps.spec import Spec
+from sweeps.store import TEACHERS, Store
+
+COST_COLUMNS = [
+    "dataset", "student", "teacher", "method", "precision", "cpus", "fraction", "train_seconds", "epochs_done",
+]  # fmt: skip
+
+
+def learned_cost(results: str) -> Cost:
+    """The cost model from the rows of all sweeps and teachers in the results folder."""
+    rows: list[Row] = []
+    for name in [*stores.sweeps(results), TEACHERS]:
+        rows += Store(results, name).read_trials().select(COST_COLUMNS).to_pylist()
+    return Cost(rows)
+
+
+def show_plan(spec: Spec, text: str, plan: Plan, console: Console) -> None:
+    """Print the cells of a sweep, what is done, what is missing and how long that may take."""
+    todo = missing(spec, text, plan, retry_failed=False)
+    absent = {job.id for job in todo.jobs}
+    title = f"{spec.sweep.name}: {len(plan.trials)} trials of {spec.data.dataset}"
+    console.print(f"{title} ({spec.sweep.cites})" if spec.sweep.cites else title, highlight=False, soft_wrap=True)
+    console.print(_cells_table(plan, absent))
+    for key, teacher in plan.teachers.items():
+        state = "trained" if key in todo.trained else "to train" if key in absent else "not needed, or failed"
+        console.print(f"teacher {teacher.student} ({key}): {state}", highlight=False)
+    console.print(f"{todo.done} of {len(plan.trials)} trials are done.", highlight=False)
+    if todo.jobs:
+        console.print(_estimate(spec, todo), highlight=False, soft_wrap=True)
+
+
+def show_status(spec: Spec, plan: Plan, console: Console) -> None:
+    """Print how many trials have ended and how, and how far the others are."""
+    own, teachers = Store(spec.run.results, spec.sweep.name), Store(spec.run.results, TEACHERS)
+    for kind, store, trials in (("teachers", teachers, plan.teachers), ("trials", own, plan.trials)):
+        if not trials:
+            continue
+        ended = store.read_trials(trials).select(["trial_id", "status"]).to_pylist()
+        counts = Counter(row["status"] for row in ended)
+        open_ids = trials.keys() - {row["trial_id"] for row in ended}
+        begun = {key: age for key, age in store.ages("epochs").items() if key in open_ids}
+        parts = [f"{counts[status]} {status}" for status in Status if counts[status]]
+        parts += [f"{len(begun)} begun"] if begun else []
+        parts += [f"{len(open_ids) - len(begun)} not begun"] if len(open_ids) > len(begun) else []
+        console.print(f"{len(ended)} of {len(trials)} {kind} have ended: {', '.join(parts)}.", highlight=False)
+        last = {row["trial_id"]: row for row in store.read_epochs(begun).to_pylist()}  # a trial's rows ascend
+        for key, changed in sorted(begun.items(), key=lambda item: -item[1]):
+            trial, row = trials[key], last[key]
+            acc = row["val_acc"] if row["val_acc"] is not None else row["test_acc"]
+            name = f"{trial.method.name} {trial.student} fraction {trial.data.fraction:g} seed {trial.seed}"
+            ago = duration(max(0.0, time.time() - changed))
+            epoch = f"epoch {row['epoch']}/{trial.train.epochs}"
+            console.print(f"  {key} {name}: {epoch}, {acc:.1f} %, {ago} ago", highlight=False, soft_wrap=True)
+
+
+def _cells_table(plan: Plan, absent: set[str]) -> Table:
+    """One line for each cell without its seed: how many seeds are done, which are missing."""
+    lines: dict[str, list[Cell]] = defaultdict(list)
+    for cell in plan.cells:
+        lines[canonical({**cell.axes, "seed": None})].append(cell)
+    table = Table(box=None, pad_edge=False)
+    for header in ("method", "pair", "fraction", "done", "missing seeds"):
+        table.add_column(header)
+    for cells in lines.values():
+        axes = cells[0].axes
+        own = [f"{key}={value}" for key, value in axes.items() if key not in ("method", "pair", "fraction", "seed")]
+        seeds = [str(cell.axes["seed"]) for cell in cells if cell.trial_id in absent]
+        done = f"{len(cells) - len(seeds)}/{len(cells)}"
+        table.add_row(" ".join([axes["method"], *own]), axes["pair"], f"{axes['fraction']:g}", done, " ".join(seeds))
+    return table
+
+
+def _estimate(spec: Spec, todo: Missing) -> str:
+    slots = max(1, (os.cpu_count() or 1) // spec.run.cpus)
+    slots = min(slots, spec.run.max_concurrent or slots)
+    seconds, unknown = learned_cost(spec.run.results).total([job.trial for job in todo.jobs], spec.run.cpus)
+    if unknown == len(todo.jobs):
+        return f"{len(todo.jobs)} to run; how long they take is known once like trials have ended."
+    text = f"{len(todo.jobs)} to run: about {duration(seconds / slots)} on this machine, {slots} at a time"
+    return f"{text}, and {unknown} unlike any trial so far." if unknown else f"{text}."

@@ -1,0 +1,199 @@
+"""A sweep's TOML file as a frozen Spec: shapes, ranges and names checked, key paths in every error."""
+
+import hashlib
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import AfterValidator, ConfigDict, Field
+
+from kdtrain import data, models, subset
+from kdtrain.config import ConfigError, Frozen, MethodRef, Recipe, parse, unknown
+from kdtrain.methods import resolve
+from sweeps.store import TEACHERS
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    if len({repr(value) for value in values}) < len(values):
+        raise ValueError("must not repeat a value")
+    return values
+
+
+Axis = AfterValidator(_distinct)
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Seed = Annotated[int, Field(ge=0)]
+
+
+class SweepTable(Frozen):
+    """[sweep]: what the sweep is called, and the table of a paper that it repeats."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    cites: str = ""
+
+
+class DataTable(Frozen):
+    """[data]: the images, and where they lie."""
+
+    dataset: str
+    subset_seed: Seed = 0
+    val_size: int = Field(0, ge=0)
+    view_seed: Seed | None = None
+    root: str = "data"
+    download: bool = False
+
+
+class TeacherTable(Frozen):
+    """[teacher]: how teachers are trained where that differs from [train]; `recipe` holds Recipe fields."""
+
+    model_config = ConfigDict(extra="allow")
+
+    fraction: Fraction = 1.0
+    seed: Seed = 0
+
+
+class Grid(Frozen):
+    """[grid]: the product of its lists. Further keys: fields of the recipe, and one table a method."""
+
+    model_config = ConfigDict(extra="allow")
+
+    pair: Annotated[list[str], Axis] = Field(min_length=1)  # "teacher/student", or "student" without a teacher
+    method: Annotated[list[str | dict[str, Any]], Axis] = Field(min_length=1)  # a name, or { name = ..., PARAM = ... }
+    fraction: Annotated[list[Fraction], Axis] = Field([1.0], min_length=1)
+    seed: Annotated[list[Seed], Axis] = Field(min_length=1)
+
+
+class Override(Frozen):
+    """[[override]]: where the axes match `when`, `set` replaces fields of the recipe or of the method."""
+
+    when: dict[str, Any] = Field(default_factory=dict)
+    set: dict[str, Any]
+
+
+class RunTable(Frozen):
+    """[run]: resources of each trial and where results go; no part of any trial's identity."""
+
+    results: str = "results"
+    cpus: int = Field(1, ge=1)
+    gpus: float | None = Field(None, ge=0)  # a whole number or 1/n; None: 1 where the cluster has GPUs, else 0
+    max_concurrent: int | None = Field(None, ge=1)
+    max_failures: int = Field(1, ge=0)  # restarts of a trial whose worker died
+
+    def model_post_init(self, context: Any) -> None:
+        """A share of a GPU must be 1/n, or shares would straddle two GPUs."""
+        if self.gpus and self.gpus < 1 and abs(1 / self.gpus - round(1 / self.gpus)) > 1e-6:
+            raise ValueError("must be a whole number or 1/n")
+
+
+class Spec(Frozen):
+    """A whole sweep."""
+
+    sweep: SweepTable
+    data: DataTable
+    train: Recipe = Recipe()
+    teacher: TeacherTable = TeacherTable()
+    grid: Grid
+    override: list[Override] = Field(default_factory=list)
+    run: RunTable = RunTable()
+
+    @property
+    def teacher_recipe(self) -> Recipe:
+        """The recipe of the teachers: [train] with what [teacher] changes."""
+        return parse(Recipe, {**self.train.model_dump(), **(self.teacher.model_extra or {})}, "teacher")
+
+    @property
+    def recipe_axes(self) -> dict[str, list[Any]]:
+        """The lists of [grid] that vary fields of the recipe."""
+        extra = self.grid.model_extra or {}
+        return {key: values for key, values in extra.items() if key in Recipe.model_fields}
+
+    @property
+    def method_axes(self) -> dict[str, dict[str, list[Any]]]:
+        """The tables of [grid] that vary parameters of one method: {method: {parameter: values}}."""
+        extra = self.grid.model_extra or {}
+        return {key: table for key, table in extra.items() if key not in Recipe.model_fields}
+
+
+def read(path: Path) -> tuple[Spec, str]:
+    """The spec in a file and its text; ConfigError if there is none or a rule is broken."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read the spec {path}: {error.strerror}.") from None
+    return parse_text(text, str(path)), text
+
+
+def parse_text(text: str, name: str = "spec") -> Spec:
+    """A spec from its text, completely checked except for what depends on trials."""
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{name} is not TOML: {error}.") from None
+    spec = parse(Spec, tables)
+    if spec.sweep.name == TEACHERS:
+        raise ConfigError(f"sweep.name must not be {TEACHERS!r}, the folder of all teachers.")
+    data.check(spec.data.dataset, "data.dataset")
+    _ = spec.teacher_recipe
+    _check_pairs(spec.grid.pair)
+    _check_methods(spec.grid.method)
+    _check_axes(spec)
+    return spec
+
+
+def sha256(text: str) -> str:
+    """The SHA-256 of a spec's text."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def split_pair(pair: str) -> tuple[str | None, str]:
+    """The (teacher, student) of "teacher/student"; without a slash there is no teacher."""
+    teacher, slash, student = pair.rpartition("/")
+    return (teacher if slash else None), student
+
+
+def method_entry(entry: str | Mapping[str, Any]) -> MethodRef:
+    """An entry of grid.method as a reference."""
+    if isinstance(entry, str):
+        return MethodRef(name=entry)
+    return MethodRef(name=str(entry.get("name", "")), params={k: v for k, v in entry.items() if k != "name"})
+
+
+def check_data(spec: Spec) -> None:
+    """Read the data set, downloading it if the spec says so, and draw all its splits; ConfigError if that fails."""
+    images = data.load(spec.data.dataset, spec.data.root, spec.data.download, torch.device("cpu"))
+    for fraction in (*spec.grid.fraction, spec.teacher.fraction):
+        subset.split(images.train_labels, fraction, spec.data.val_size, spec.data.subset_seed)
+
+
+def _check_pairs(pairs: Iterable[str]) -> None:
+    for i, pair in enumerate(pairs):
+        teacher, student = split_pair(pair)
+        if teacher is not None:
+            models.check(teacher, f"grid.pair[{i}]")
+        models.check(student, f"grid.pair[{i}]")
+
+
+def _check_methods(entries: Iterable[str | Mapping[str, Any]]) -> None:
+    for i, entry in enumerate(entries):
+        resolve(method_entry(entry), f"grid.method[{i}]")
+
+
+def _check_axes(spec: Spec) -> None:
+    for key, values in spec.recipe_axes.items():
+        if not isinstance(values, list) or not values:
+            raise ConfigError(f"grid.{key} must be a list of values, but got {values!r}.")
+        for i, value in enumerate(values):
+            parse(Recipe, {key: value}, f"grid.{key}[{i}]")
+    used = {method_entry(entry).name for entry in spec.grid.method}
+    for name, table in spec.method_axes.items():
+        if name not in used:
+            known = {*Grid.model_fields, *Recipe.model_fields, *used}
+            raise ConfigError(unknown("axis", name, known, f"grid.{name}"))
+        if not isinstance(table, dict):
+            raise ConfigError(f"grid.{name} must be a table of the method's parameters, but got {table!r}.")
+        for key, values in table.items():
+            if not isinstance(values, list) or not values:
+                raise ConfigError(f"grid.{name}.{key} must be a list of values, but got {values!r}.")
+            for value in values:
+                resolve(MethodRef(name=name, params={key: value}), f"grid.{name}")

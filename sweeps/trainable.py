@@ -1,0 +1,124 @@
+"""What runs in a Ray worker: one planned trial, an epoch a step, its rows written by the worker itself."""
+
+import tempfile
+import traceback
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune
+
+from kdtrain.checkpoint import write_file
+from kdtrain.config import Where
+from kdtrain.loop import Training
+from kdtrain.record import DivergedError, TrialResult
+from sweeps import rows
+from sweeps.job import Job
+from sweeps.schema import Status
+from sweeps.store import TEACHERS, Store, StoreError
+
+
+class TrialTrainable(tune.Trainable):
+    """A Tune trainable that may be given one trial after another (reuse_actors).
+
+    Tune is told the accuracy of each epoch and when the trial is done; it keeps nothing. Every error
+    of the training becomes a row. If the results cannot be written, `store_error` tells the driver.
+    """
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Take a trial; it is built in the first step, so that an error there becomes a row, too."""
+        self.job = Job.model_validate_json(config["job"])
+        self.training: Training | None = None
+        self.started_at = datetime.now(UTC)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next trial in the same process."""
+        self.setup(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """One epoch."""
+        try:
+            return self._step()
+        except StoreError as error:
+            return {"done": True, "store_error": str(error)}
+
+    def _step(self) -> dict[str, Any]:
+        job, store = self.job, self.job.store
+        try:
+            if self.training is None:
+                self.training = Training(job.trial, self._where(), store.read_bytes("checkpoints", f"{job.id}.pt"))
+            training = self.training
+            if not training.done:
+                training.run_epoch()
+                store.write_epochs(job.id, [rows.epoch(job.id, record) for record in training.records])
+            if not training.done:
+                store.write_bytes(training.pack(), "checkpoints", f"{job.id}.pt")
+                return {"done": False, **self._progress()}
+            result = training.result()
+            if job.role == "teacher":
+                store.write_bytes(training.weights(), "models", f"{job.id}.safetensors")
+        except StoreError:
+            raise
+        except DivergedError as error:
+            return self._end(Status.DIVERGED, error=error)
+        except Exception as error:
+            return self._end(Status.FAILED, error=error)
+        return self._end(Status.COMPLETED, result)
+
+    def _end(self, status: Status, result: TrialResult | None = None, error: Exception | None = None) -> dict[str, Any]:
+        """Write the trial's row, drop its checkpoint and tell Tune that it is done."""
+        job, store = self.job, self.job.store
+        told = None if error is None else (type(error).__name__, "".join(traceback.format_exception(error)))
+        done = len(self.training.records) if self.training else 0
+        device = _device_name(self.training)
+        row = {
+            **rows.identity(job.trial, job.role),
+            **rows.outcome(status, done, told),
+            **rows.metrics(result),
+            **rows.provenance(job.source, device, job.where.cpus, self.started_at),
+        }
+        store.write_trial(row)
+        store.delete("checkpoints", f"{job.id}.pt")
+        ended = {"done": True, "status": status.value, **self._progress()}
+        self.training = None  # free its memory before the next trial is built
+        return ended
+
+    def _progress(self) -> dict[str, Any]:
+        records = self.training.records if self.training else []
+        if not records:
+            return {"epoch": 0}
+        last = records[-1]
+        shown = last.val_acc if last.val_acc is not None else last.test_acc
+        return {"epoch": last.epoch, "acc": shown, "train_seconds": last.seconds}
+
+    def _where(self) -> Where:
+        """The job's `where` with the teacher's weights as a local file."""
+        job = self.job
+        if job.trial.teacher is None:
+            return job.where
+        path = _local_weights(job.results, job.trial.teacher.id)
+        return job.where.model_copy(update={"teacher_weights": path})
+
+
+def _device_name(training: Training | None) -> str:
+    if training is None or training.device.type == "cpu":
+        return "cpu"
+    return torch.cuda.get_device_name(training.device)
+
+
+@lru_cache(maxsize=64)
+def _local_weights(results: str, teacher_id: str) -> str:
+    """A local path of a teacher's weights: the file itself, or a copy where results are remote."""
+    store = Store(results, TEACHERS)
+    name = f"{teacher_id}.safetensors"
+    if store.is_local:
+        return store.path("models", name)
+    data = store.read_bytes("models", name)
+    if data is None:
+        raise FileNotFoundError(f"the teacher's weights {store.path('models', name)} are gone.")
+    path = Path(tempfile.gettempdir()) / "kdsweep" / "teachers" / name
+    write_file(data, path)
+    return str(path)

@@ -1,0 +1,212 @@
+import gzip
+import importlib.util
+import os
+import pickle
+import struct
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torchvision import datasets
+
+from kdtrain import data
+from kdtrain.config import ConfigError
+
+CPU = torch.device("cpu")
+FULL = Path(os.environ.get("FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
+RNG = np.random.default_rng(0)
+
+
+def load(name, root="nowhere", download=False):
+    return data.load(name, str(root), download, CPU)
+
+
+def idx(array):
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+def write_fashion(folder, suffix="", compress=bytes, n=(10, 10)):
+    """IDX files of random images; returns images and labels of both parts."""
+    folder.mkdir(parents=True)
+    made = []
+    for part, size in zip(("train", "t10k"), n, strict=True):
+        images = RNG.integers(0, 256, (size, 28, 28), dtype=np.uint8)
+        labels = (np.arange(size) % 10).astype(np.uint8)
+        (folder / f"{part}-images-idx3-ubyte{suffix}").write_bytes(compress(idx(images)))
+        (folder / f"{part}-labels-idx1-ubyte{suffix}").write_bytes(compress(idx(labels)))
+        made += [images, labels]
+    return made
+
+
+def write_cifar(folder, files, label_key, num_classes):
+    """CIFAR's pickles (rows of 3 x 32 x 32 bytes) with two images each; returns {file: (rows, labels)}."""
+    folder.mkdir(parents=True)
+    made = {}
+    for file in files:
+        rows = RNG.integers(0, 256, (2, 3072), dtype=np.uint8)
+        labels = RNG.integers(0, num_classes, 2).tolist()
+        (folder / file).write_bytes(pickle.dumps({"data": rows, label_key: labels}, protocol=2))
+        made[file] = rows, labels
+    return made
+
+
+@pytest.fixture
+def any_checksum(monkeypatch):
+    """The small files of these tests cannot have the checksums of the real ones."""
+    monkeypatch.setattr(datasets.CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr(datasets.CIFAR10, "_load_meta", lambda self: None)
+
+
+class TestShipped:
+    def test_shapes_and_balance(self):
+        mini = load("fashion_mini")
+        assert mini.train_images.shape == (6000, 1, 28, 28)
+        assert mini.test_images.shape == (2000, 1, 28, 28)
+        assert mini.train_images.dtype == mini.test_images.dtype == torch.uint8
+        assert mini.train_labels.dtype == mini.test_labels.dtype == torch.int64
+        assert mini.train_labels.bincount().tolist() == [600] * 10
+        assert mini.test_labels.bincount().tolist() == [200] * 10
+
+    def test_statistics_are_near_those_of_the_full_set(self):
+        mini = load("fashion_mini")
+        pixels = mini.train_images.double() / 255
+        # The mean of an image varies by about 0.15, so that of 6,000 by 0.002.
+        assert pixels.mean().item() == pytest.approx(mini.info.mean[0], abs=0.01)
+        assert pixels.std().item() == pytest.approx(mini.info.std[0], abs=0.01)
+
+    def test_no_training_image_is_in_the_test_set(self):
+        mini = load("fashion_mini")
+        train, test = ({row.tobytes() for row in part.numpy()} for part in (mini.train_images, mini.test_images))
+        assert not train & test
+
+    def test_size(self):
+        assert (resources.files("kdtrain") / "assets" / "fashion_mini.npz").stat().st_size < 6_000_000
+
+    @pytest.mark.skipif(
+        not FULL.is_dir(), reason="needs the full files in FASHION_MNIST (Debian: dataset-fashion-mnist)"
+    )
+    def test_script_makes_the_shipped_arrays(self, tmp_path):
+        script().make(FULL, tmp_path / "made.npz")
+        made = np.load(tmp_path / "made.npz")
+        shipped = np.load(Path(data.__file__).parent / "assets" / "fashion_mini.npz")
+        assert set(made) == set(shipped)
+        for key in made:
+            np.testing.assert_array_equal(made[key], shipped[key])
+
+    @pytest.mark.skipif(
+        not FULL.is_dir(), reason="needs the full files in FASHION_MNIST (Debian: dataset-fashion-mnist)"
+    )
+    def test_mean_and_std_are_those_of_the_full_set(self):
+        pixels = script().read_idx(FULL / "train-images-idx3-ubyte.gz") / 255
+        assert len(pixels) == 60_000
+        assert data.DATASETS["fashion_mnist"].mean == (pytest.approx(pixels.mean(), abs=5e-5),)
+        assert data.DATASETS["fashion_mnist"].std == (pytest.approx(pixels.std(), abs=5e-5),)
+
+
+def script():
+    """The module make_fashion_mini.py, which is no part of the package's imports."""
+    path = Path(data.__file__).parent / "assets" / "make_fashion_mini.py"
+    spec = importlib.util.spec_from_file_location("make_fashion_mini", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_script_takes_the_first_images_of_each_class_in_file_order(tmp_path, monkeypatch):
+    images, labels, test_images, test_labels = write_fashion(tmp_path / "full", ".gz", gzip.compress, n=(40, 30))
+    module = script()
+    monkeypatch.setattr(module, "PER_CLASS", {"train": 3, "t10k": 1})
+    module.make(tmp_path / "full", tmp_path / "mini.npz")
+    mini = np.load(tmp_path / "mini.npz")
+    # The labels go round 0..9, so three of each class are the first 30 images.
+    np.testing.assert_array_equal(mini["train_images"], images[:30])
+    np.testing.assert_array_equal(mini["train_labels"], labels[:30])
+    np.testing.assert_array_equal(mini["test_images"], test_images[:10])
+    np.testing.assert_array_equal(mini["test_labels"], test_labels[:10])
+
+
+def test_fashion_mnist_from_idx_files(tmp_path):
+    images, labels, test_images, test_labels = write_fashion(tmp_path / "FashionMNIST" / "raw")
+    got = load("fashion_mnist", tmp_path)
+    np.testing.assert_array_equal(got.train_images[:, 0].numpy(), images)
+    np.testing.assert_array_equal(got.train_labels.numpy(), labels)
+    np.testing.assert_array_equal(got.test_images[:, 0].numpy(), test_images)
+    np.testing.assert_array_equal(got.test_labels.numpy(), test_labels)
+    assert got.train_labels.dtype == torch.int64
+
+
+def test_cifar10_from_pickles(tmp_path, any_checksum):
+    batches = [f"data_batch_{i}" for i in range(1, 6)]
+    made = write_cifar(tmp_path / "cifar-10-batches-py", [*batches, "test_batch"], "labels", 10)
+    got = load("cifar10", tmp_path)
+    rows = np.concatenate([made[batch][0] for batch in batches])
+    np.testing.assert_array_equal(got.train_images.numpy(), rows.reshape(10, 3, 32, 32))
+    assert got.train_labels.tolist() == [label for batch in batches for label in made[batch][1]]
+    np.testing.assert_array_equal(got.test_images.numpy(), made["test_batch"][0].reshape(2, 3, 32, 32))
+    assert got.test_labels.tolist() == made["test_batch"][1]
+
+
+def test_cifar100_from_pickles(tmp_path, any_checksum):
+    made = write_cifar(tmp_path / "cifar-100-python", ["train", "test"], "fine_labels", 100)
+    got = load("cifar100", tmp_path)
+    np.testing.assert_array_equal(got.train_images.numpy(), made["train"][0].reshape(2, 3, 32, 32))
+    assert got.train_labels.tolist() == made["train"][1]
+    assert got.test_labels.tolist() == made["test"][1]
+    assert got.train_images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_cifar_files_of_2009_raise_no_warning(tmp_path, any_checksum):
+    # They hold numpy's dtype as ('u1', 0, 1), today's pickles as ('u1', False, True).
+    write_cifar(tmp_path / "cifar-100-python", ["train", "test"], "fine_labels", 100)
+    for path in (tmp_path / "cifar-100-python").iterdir():
+        path.write_bytes(path.read_bytes().replace(b"\x89\x88\x87", b"K\x00K\x01\x87"))
+    assert len(load("cifar100", tmp_path).train_labels) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "file"),
+    [
+        ("fashion_mnist", "FashionMNIST/raw", "train-images-idx3-ubyte"),
+        ("cifar10", "cifar-10-batches-py", "data_batch_1"),
+        ("cifar100", "cifar-100-python", "train"),
+    ],
+)
+def test_missing_files_are_named_with_the_two_ways_to_get_them(tmp_path, name, folder, file):
+    ways = rf"Set download = true under \[data\], or put the standard files there, unpacked: {file}, "
+    with pytest.raises(ConfigError, match=rf"{name} is missing or damaged in {tmp_path / folder}\. {ways}"):
+        load(name, tmp_path)
+
+
+def test_damaged_cifar_files_are_refused_unread(tmp_path):
+    write_cifar(tmp_path / "cifar-100-python", ["train", "test", "meta"], "fine_labels", 100)
+    with pytest.raises(ConfigError, match=r"cifar100 is missing or damaged in .*cifar-100-python\."):
+        load("cifar100", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist", "cifar10", "cifar100"])
+def test_download_without_a_network(tmp_path, monkeypatch, name):
+    def offline(self):
+        raise OSError("no route\n to host")
+
+    monkeypatch.setattr(datasets.MNIST, "download", offline)
+    monkeypatch.setattr(datasets.CIFAR10, "download", offline)
+    with pytest.raises(ConfigError, match=rf"{name} could not be downloaded \(no route to host\) to {tmp_path}"):
+        load(name, tmp_path, download=True)
+
+
+def test_unknown_names_list_the_known():
+    message = r"unknown data set 'cifar' at data\.dataset\..*Known: cifar10, cifar100, fashion_mini, fashion_mnist\."
+    with pytest.raises(ConfigError, match=message):
+        load("cifar")
+    with pytest.raises(ConfigError, match=r"unknown data set 'x' at grid\.dataset\[1\]"):
+        data.check("x", "grid.dataset[1]")
+
+
+@pytest.mark.parametrize("name", data.DATASETS)
+def test_every_entry_is_consistent(name):
+    info = data.DATASETS[name]
+    assert info.name == name
+    assert len(info.mean) == len(info.std) == info.in_channels
+    assert all(0 < value < 1 for value in info.mean + info.std)
