@@ -101,17 +101,22 @@ def _teachers(rows: list[Row], known: list[Row]) -> Iterable[Teacher]:
 def _failure(row: Row) -> Failure:
     student = model_name(row["student"])
     pair = f"{model_name(row['teacher'])} → {student}" if row["teacher"] else student
-    lines = (row["error"] or "").strip().splitlines()
-    last = lines[-1].strip() if lines else ""
-    name = row["error_type"] or ""
     return Failure(
         id=row["trial_id"],
         what=f"{row_name(row['method'], ())}, {pair}, {fraction_name(row['fraction'])}, seed {row['seed']}",
         status=row["status"],
-        # A traceback's last line begins with the class already.
-        error=last if last.split(":")[0].endswith(name) else f"{name}: {last}",
+        error=_last_line(row["error_type"] or "", row["error"] or ""),
         epochs_done=row["epochs_done"],
     )
+
+
+def _last_line(error_type: str, error: str) -> str:
+    lines = error.strip().splitlines()
+    last = lines[-1].strip() if lines else ""
+    # A traceback's last line begins with the class already.
+    if last.split(":")[0].endswith(error_type):
+        return last
+    return f"{error_type}: {last}" if last else error_type
 
 
 def _distinct(values: Iterable[str]) -> str:

@@ -48,13 +48,16 @@ class Progress(Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial begins in a worker."""
-        self.running[self.jobs[trial.trial_id].id] = {"epoch": 0}
+        if job := self.jobs.get(trial.trial_id):  # else the worker idles
+            self.running[job.id] = {"epoch": 0}
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """A trial has done an epoch, or ended."""
-        job = self.jobs[trial.trial_id]
+        job = self.jobs.get(trial.trial_id)
+        if job is None:
+            return
         self.store_error = self.store_error or result.get("store_error")
         if "status" in result:
             self.end(job, result["status"])
@@ -63,9 +66,9 @@ class Progress(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial's worker died too often."""
-        job = self.jobs[trial.trial_id]
-        self.dead.add(job.id)
-        self.end(job, Status.FAILED)
+        if job := self.jobs.get(trial.trial_id):
+            self.dead.add(job.id)
+            self.end(job, Status.FAILED)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Print the line of the minute where there is no live display."""

@@ -63,9 +63,10 @@ def _start_ray() -> None:
 
 
 def _fit(search: PlannedSearch, progress: Progress, table: RunTable, scratch: str, trainable: type) -> None:
-    gpus = table.gpus
-    if gpus is None:
-        gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
+    cluster = ray.cluster_resources()
+    gpus = table.gpus if table.gpus is not None else min(1.0, cluster.get("GPU", 0))
+    # All workers start at once: by default Tune asks for the next trial when the last one's worker is up.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(1, int(cluster["CPU"] // table.cpus)))
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": table.cpus, "gpu": gpus}),
         tune_config=tune.TuneConfig(

@@ -14,27 +14,36 @@ class PlannedSearch(Searcher):
 
     A job whose teacher is being trained waits; one whose teacher failed is never handed out and ends
     in `blocked`. `trained` holds the ids of the teachers that are trained.
+
+    Where Tune asks and nothing is ready, it gets a trial that idles until another teacher has ended:
+    told to ask again later, Tune would end the idle worker, and starting one anew takes seconds.
     """
 
     def __init__(self, jobs: Iterable[Job], trained: Iterable[str]) -> None:
         super().__init__(metric=None, mode=None)
         self.waiting = sorted(jobs, key=_priority)
         self.trained = set(trained)
+        self.failed: set[str] = set()
         self.jobs: dict[str, Job] = {}
+        self.idle: set[str] = set()  # Tune's ids of idling trials
         self.blocked: list[Job] = []
 
     def suggest(self, trial_id: str) -> Any:
-        """The next job whose teacher is ready; None to be asked again, FINISHED when there is none left."""
+        """The next job whose teacher is ready; FINISHED when there is none left."""
         if not self.waiting:
-            return str(Searcher.FINISHED)
+            return Searcher.FINISHED
         for i, job in enumerate(self.waiting):
             if job.teacher_id is None or job.teacher_id in self.trained:
                 self.jobs[trial_id] = self.waiting.pop(i)
                 return {"job": job.model_dump_json()}
-        return None
+        if len(self.idle) >= len(self.waiting):  # more workers than there will be work for
+            return None
+        self.idle.add(trial_id)
+        return {"idle": {"results": self.waiting[0].results, "known": sorted(self.trained | self.failed)}}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Let the students of a trained teacher go; give up those of a failed one."""
+        self.idle.discard(trial_id)
         if result and "store_error" in result:  # nothing more can be stored, so nothing more is begun
             self.waiting = []
         job = self.jobs.get(trial_id)
@@ -43,9 +52,9 @@ class PlannedSearch(Searcher):
         if not error and result and result.get("status") == Status.COMPLETED:
             self.trained.add(job.id)
             return
-        lost = [other for other in self.waiting if other.teacher_id == job.id]
-        self.blocked += lost
-        self.waiting = [other for other in self.waiting if other not in lost]
+        self.failed.add(job.id)
+        self.blocked += [other for other in self.waiting if other.teacher_id == job.id]
+        self.waiting = [other for other in self.waiting if other.teacher_id != job.id]
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: what is done is read from the store."""

@@ -1,6 +1,7 @@
 """What runs in a Ray worker: one planned trial, an epoch a step, its rows written by the worker itself."""
 
 import tempfile
+import time
 import traceback
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -19,6 +20,8 @@ from sweeps.job import Job
 from sweeps.schema import Status
 from sweeps.store import TEACHERS, Store, StoreError
 
+IDLE_SECONDS = 0.2  # between two looks of an idling worker
+
 
 class TrialTrainable(tune.Trainable):
     """A Tune trainable that may be given one trial after another (reuse_actors).
@@ -29,6 +32,9 @@ class TrialTrainable(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         """Take a trial; it is built in the first step, so that an error there becomes a row, too."""
+        self.idle: dict[str, Any] | None = config.get("idle")
+        if self.idle is not None:
+            return
         self.job = Job.model_validate_json(config["job"])
         self.training: Training | None = None
         self.started_at = datetime.now(UTC)
@@ -39,7 +45,12 @@ class TrialTrainable(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """One epoch."""
+        """One epoch; of an idling trial, the wait until a teacher ends that was not `known` to have ended."""
+        if self.idle is not None:
+            teachers = Store(self.idle["results"], TEACHERS)
+            while teachers.ids("trials") <= set(self.idle["known"]):
+                time.sleep(IDLE_SECONDS)
+            return {"done": True}
         try:
             return self._step()
         except StoreError as error:

@@ -1,0 +1,137 @@
+"""Result files made up for the tests: a trial that follows the papers' recipe unless told otherwise."""
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.load import load
+from analysis.metrics import metric_named
+from analysis.tables import Table, build_tables
+from sweeps.schema import METRICS, TRIALS
+from sweeps.store import TEACHERS, Store
+
+START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+TEACHER_ID = "a" * 16
+NO_METRICS = [field.name for field in METRICS]
+DEFAULTS: dict[str, Any] = {
+    "role": "student",
+    "dataset": "cifar100",
+    "fraction": 1.0,
+    "subset_seed": 0,
+    "val_size": 0,
+    "teacher": "resnet56",
+    "teacher_id": TEACHER_ID,
+    "student": "resnet20",
+    "method": "kd",
+    "method_version": "1",
+    "params": {},
+    "epochs": 240,
+    "batch_size": 64,
+    "lr": 0.05,
+    "lr_milestones": [150, 180, 210],
+    "lr_gamma": 0.1,
+    "momentum": 0.9,
+    "nesterov": False,
+    "weight_decay": 5e-4,
+    "augment": True,
+    "precision": "fp32",
+    "seed": 1,
+    "view_seed": 1,
+    "status": "completed",
+    "error_type": None,
+    "error": None,
+    "epochs_done": 240,
+    "val_acc": None,
+    "test_top1": 70.0,
+    "test_top5": 91.0,
+    "test_nll": 1.1,
+    "test_ece": 6.0,
+    "test_aurc": 90.0,
+    "test_eaurc": 40.0,
+    "class_recall": [70.0],
+    "best_epoch": 238,
+    "best_acc": 70.5,
+    "best_split": "test",
+    "n_train": 50_000,
+    "student_params": 278_324,
+    "train_seconds": 3600.0,
+    "sweep": "demo",
+    "spec_sha256": "f" * 64,
+    "kdsweep": "0.1.0",
+    "git_commit": "0123456789abcdef+",
+    "python": "3.11.9",
+    "torch": "2.8.0",
+    "host": "node-1",
+    "device": "cpu",
+    "cpus": 2,
+    "started_at": START,
+    "ended_at": START + timedelta(hours=1),
+}
+
+
+class Results:
+    """A results folder under construction; trial ids are 0000000000000001, ...0002 and so on."""
+
+    teacher_id = TEACHER_ID  # of the students' teacher unless told otherwise; add_teacher writes its row
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+        self.count = 0
+
+    def add(self, sweep: str = "demo", curve: list[float] | None = None, **columns: Any) -> str:
+        """Write a trial; `curve` is its test accuracy by epoch. Values not given are DEFAULTS. Returns its id."""
+        self.count += 1
+        row = {"trial_id": f"{self.count:016x}", **DEFAULTS, "sweep": sweep, **columns}
+        if row["teacher"] is None:
+            row["teacher_id"] = None
+        if row["status"] != "completed":
+            row |= dict.fromkeys(NO_METRICS)
+        row["params"] = json.dumps(row["params"], sort_keys=True)
+        assert set(row) == set(TRIALS.names)
+        store = Store(self.path, sweep)
+        store.write_trial(row)
+        if curve:
+            self.add_epochs(row["trial_id"], sweep, test=curve)
+        return str(row["trial_id"])
+
+    def add_epochs(self, trial_id: str, sweep: str = "demo", *, test: list[float | None], val: Any = None) -> None:
+        """Write the epochs of a trial, which need not have ended."""
+        vals = val or [None] * len(test)
+        rows = [
+            {
+                "trial_id": trial_id,
+                "epoch": epoch,
+                "lr": 0.05,
+                "terms": {"ce": 1.0},
+                "train_acc": 50.0,
+                "val_acc": val_acc,
+                "test_acc": test_acc,
+                "seconds": 15.0,
+            }
+            for epoch, (test_acc, val_acc) in enumerate(zip(test, vals, strict=True), start=1)
+        ]
+        Store(self.path, sweep).write_epochs(trial_id, rows)
+
+    def add_teacher(self, trial_id: str = TEACHER_ID, **columns: Any) -> None:
+        """Write a teacher: a ResNet-56 trained by the papers' recipe."""
+        own = {"role": "teacher", "teacher": None, "student": "resnet56", "method": "vanilla", "test_top1": 72.34}
+        self.add(TEACHERS, trial_id=trial_id, **{**own, **columns})
+
+
+def read_tables(results: Results, metric: str = "test_top1", sweep: str = "demo") -> list[Table]:
+    """The tables of a sweep."""
+    return build_tables(load(results.path, sweep), metric_named(metric))
+
+
+@pytest.fixture
+def tables() -> Callable[..., list[Table]]:
+    return read_tables
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Results:
+    return Results(tmp_path / "results")

@@ -1,0 +1,46 @@
+import pytest
+
+from analysis.names import dataset_name, fraction_name, method_name, method_order, model_name, natural_order
+
+
+@pytest.mark.parametrize(
+    ("identifier", "name"),
+    [
+        ("wrn_40_2", "WRN-40-2"),
+        ("resnet56", "ResNet-56"),
+        ("resnet32x4", "ResNet-32×4"),
+        ("resnet50_cifar", "ResNet-50 (CIFAR)"),
+        ("vgg8", "VGG-8"),
+        ("mobilenet_v2", "MobileNetV2"),
+        ("shufflenet_v1", "ShuffleNetV1"),
+        ("resnext29_8x64d", "ResNeXt-29 (8×64d)"),
+        ("my_net", "my_net"),
+    ],
+)
+def test_models(identifier, name):
+    assert model_name(identifier) == name
+
+
+def test_methods():
+    assert method_name("kd") == "KD"
+    assert method_name("fitnet+kd") == "FitNet + KD"
+    assert method_name("mine+kd") == "mine + KD"
+    assert sorted(["zeta", "ipwd", "cid", "sp+kd", "kd", "vanilla"], key=method_order) == [
+        "vanilla",
+        "kd",
+        "sp+kd",
+        "cid",
+        "ipwd",
+        "zeta",
+    ]
+
+
+def test_data():
+    assert dataset_name("cifar100") == "CIFAR-100"
+    assert dataset_name("own") == "own"
+    assert fraction_name(0.2) == "20 %"
+    assert fraction_name(0.125) == "12.5 %"
+
+
+def test_natural_order():
+    assert sorted(["resnet14", "wrn_16_1", "resnet8"], key=natural_order) == ["resnet8", "resnet14", "wrn_16_1"]

@@ -1,0 +1,120 @@
+import pytest
+
+CID = ("76.55 ± 0.19", "CID Table 2")  # of cid, wrn_40_2 -> wrn_16_2, CIFAR-100
+WRN = {"teacher": "wrn_40_2", "student": "wrn_16_2"}
+
+
+@pytest.fixture
+def teacher(results):
+    results.add_teacher(student="wrn_40_2", test_top1=75.7)
+
+
+def printed(tables, results, method, metric="test_top1"):
+    """What stands beside our cells of a method: a list of (number, source)."""
+    rows = [row for table in tables(results, metric) for row in table.rows if row.method == method]
+    return [(number.text, number.source) for row in rows for cell in row.cells for number in cell.published]
+
+
+def test_the_same_experiment(results, tables, teacher):
+    results.add(method="cid", **WRN)
+    assert printed(tables, results, "cid") == [CID]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epochs": 200},
+        {"batch_size": 128},
+        {"lr_milestones": [150, 180]},
+        {"lr_gamma": 0.2},
+        {"momentum": 0.8},
+        {"weight_decay": 1e-4},
+        {"augment": False},
+        {"val_size": 5000},
+        {"lr": 0.01},
+        {"fraction": 0.2},
+        {"dataset": "cifar10"},
+        {"teacher": "wrn_40_4"},  # not what the store says of its id
+        {"student": "wrn_40_1"},
+        {"method": "cid+kd"},
+        {"teacher_id": "b" * 16},  # not in the store
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_one_difference_and_the_number_vanishes(results, tables, teacher, change):
+    results.add(**{"method": "cid", **WRN, **change})
+    assert printed(tables, results, change.get("method", "cid")) == []
+
+
+@pytest.mark.parametrize("change", [{"epochs": 30}, {"fraction": 0.5}, {"lr": 0.1}, {"dataset": "cifar10"}])
+def test_the_teacher_must_agree_too(results, tables, change):
+    results.add_teacher(student="wrn_40_2", **change)
+    results.add(method="cid", **WRN)
+    assert printed(tables, results, "cid") == []
+    assert printed(tables, results, "teacher") == []
+
+
+def test_both_papers_print_kd_and_the_teacher(results, tables):
+    results.add_teacher()
+    results.add(method="kd")
+    assert printed(tables, results, "kd") == [("70.66 ± 0.24", "CID Table 2"), ("70.66", "IPWD Table 2")]
+    assert printed(tables, results, "teacher") == [("72.34", "CID Table 2"), ("72.34", "IPWD Table 2")]
+
+
+def test_competitors_carry_kd_in_cid_and_stand_alone_in_ipwd(results, tables):
+    results.add_teacher()
+    results.add(method="fitnet+kd")
+    results.add(method="fitnet")
+    assert printed(tables, results, "fitnet+kd") == [("70.70 ± 0.24", "CID Table 2")]
+    assert printed(tables, results, "fitnet") == [("69.06", "IPWD Table 2")]
+
+
+def test_students_that_need_the_small_learning_rate(results, tables):
+    results.add_teacher(student="resnet50_cifar")
+    results.add(method="cid", teacher="resnet50_cifar", student="mobilenet_v2", lr=0.01)
+    assert [source for _, source in printed(tables, results, "cid")] == ["CID Table 2"]
+    results.add(method="kd", teacher="resnet50_cifar", student="mobilenet_v2", lr=0.05)
+    assert printed(tables, results, "kd") == []
+
+
+def test_data_limited(results, tables):
+    results.add_teacher(student="vgg13")
+    results.add(method="cid", teacher="vgg13", student="vgg8", fraction=0.2)
+    assert printed(tables, results, "cid") == [("62.13", "CID Table 6")]
+
+
+def test_vanilla_has_no_teacher_to_agree(results, tables):
+    results.add(method="vanilla", teacher=None, student="wrn_16_2")
+    # The paper prints 73.26 for both teachers of WRN-16-2; without a pair it is shown once.
+    assert ("73.26", "CID Table 2") in printed(tables, results, "vanilla")
+    assert len(printed(tables, results, "vanilla")) == len(set(printed(tables, results, "vanilla")))
+
+
+def test_other_metrics(results, tables):
+    results.add_teacher(student="wrn_40_2", dataset="tiny_imagenet")
+    results.add(method="cid", dataset="tiny_imagenet", **WRN)
+    top1, top5 = (printed(tables, results, "cid", metric) for metric in ("test_top1", "test_top5"))
+    assert [source for _, source in top1 + top5] == ["CID Table 3", "CID Table 3"]
+    assert top1 != top5
+    assert printed(tables, results, "cid", "test_nll") == []
+
+
+def test_rows_that_differ_in_parameters_have_none(results, tables, teacher):
+    # At most one of them is the paper's, and it is not known which.
+    results.add(method="cid", params={"alpha": 1.0}, **WRN)
+    results.add(method="cid", params={"alpha": 2.0}, **WRN)
+    assert printed(tables, results, "cid") == []
+
+
+def test_rows_that_differ_in_the_recipe_have_it_where_it_agrees(results, tables, teacher):
+    results.add(method="cid", **WRN)
+    results.add(method="cid", lr=0.1, **WRN)
+    assert printed(tables, results, "cid") == [CID]
+
+
+def test_notes(results, tables):
+    results.add_teacher()
+    results.add(method="fitnet+kd")
+    results.add(method="cid")
+    (table,) = tables(results)
+    assert table.notes == ("competitor + KD loss (CID Sec. 4.2)",)
