@@ -60,6 +60,7 @@ class Training:
         self.maps = "stages" in methods.needs(trial.method)
         self.optimizer = self._optimizer()
         self.records: list[EpochRecord] = []
+        self.last: tuple[Tensor, Tensor] | None = None  # predictions on the test set after the last epoch
         if state is None:
             self.method.prepare(_Plain(self))
         else:
@@ -79,10 +80,11 @@ class Training:
         # Whatever a method draws depends on (seed, epoch) only, so a resumed run draws the same.
         torch.manual_seed(int(np.random.SeedSequence([self.trial.seed, epoch]).generate_state(1, np.uint64)[0]))
         terms, train_acc = self._train_epoch(epoch)
-        val_acc = self.accuracy("val") if len(self.val_indices) else None
+        val_acc = _accuracy(*self.predictions("val")) if len(self.val_indices) else None
         test_acc = None
         if val_acc is None or epoch == self.recipe.epochs:
-            test_acc = self.accuracy("test")
+            self.last = self.predictions("test")
+            test_acc = _accuracy(*self.last)
         seconds = time.perf_counter() - start
         record = EpochRecord(
             epoch=epoch, lr=lr, terms=terms, train_acc=train_acc, val_acc=val_acc, test_acc=test_acc, seconds=seconds
@@ -92,7 +94,7 @@ class Training:
 
     def result(self) -> TrialResult:
         """The metrics of the trained student on the test set, and its best epoch."""
-        final = metrics.evaluate(*self.predictions("test"))
+        final = metrics.evaluate(*(self.last or self.predictions("test")))
         split = "val" if len(self.val_indices) else "test"
         accs = [record.val_acc if split == "val" else record.test_acc for record in self.records]
         best = max(acc for acc in accs if acc is not None)
@@ -118,11 +120,6 @@ class Training:
                 for part in indices.to(self.device).split(EVAL_BATCH)
             ]
         return torch.cat(logits), labels[indices.to(self.device)]
-
-    def accuracy(self, split: str) -> float:
-        """Top-1 accuracy on "val" or "test" in percent."""
-        logits, labels = self.predictions(split)
-        return 100 * (logits.argmax(1) == labels).double().mean().item()
 
     def pack(self) -> bytes:
         """All that a later run needs to go on from here."""
@@ -243,6 +240,11 @@ class _Plain:
             images = training._plain(training.images.train_images, indices)
             batch = Batch(images, training.images.train_labels[indices], indices, 0)
             yield batch, training._teach(images)
+
+
+def _accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Top-1 in percent."""
+    return 100 * (logits.argmax(1) == labels).double().mean().item()
 
 
 def _device(where: Where) -> torch.device:

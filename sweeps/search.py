@@ -63,8 +63,10 @@ class PlannedSearch(Searcher):
         """Nothing: what is done is read from the store."""
 
 
-def _priority(job: Job) -> int:
-    """Teachers, then students that need none (they fill the machine meanwhile), then the others; else stable."""
-    if job.role == "teacher":
-        return 0
-    return 1 if job.teacher_id is None else 2
+def _priority(job: Job) -> tuple[int, float]:
+    """Teachers, then students that need none (they fill the machine meanwhile), then the others.
+
+    Within each the longest first, so that no worker is left alone with a long trial at the end.
+    """
+    kind = 0 if job.role == "teacher" else 1 if job.teacher_id is None else 2
+    return kind, -job.trial.data.fraction * job.trial.train.epochs

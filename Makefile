@@ -1,0 +1,31 @@
+# make demo: a first sweep, end to end.   make test: all tests.   Both make the environment they need.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.kdsweep-installed
+
+.PHONY: demo test check bench clean
+
+demo: $(STAMP)
+	$(BIN)/kd-sweep run sweeps/specs/demo.toml
+	$(BIN)/kd-report table results/demo
+	$(BIN)/kd-report html results/demo -o results/demo/report.html
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

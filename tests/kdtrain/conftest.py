@@ -1,0 +1,120 @@
+"""What the tests of the methods share: golden inputs, slow oracles and tiny stand-ins for networks."""
+
+import math
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kdtrain import methods
+from kdtrain.config import MethodRef
+from kdtrain.methods.base import Batch, Method, Setting
+from kdtrain.models.outputs import Model, Outputs
+
+
+def wave(shape, a, b):
+    """sin(a n + b) for n = 0, 1, ... in row-major order, float64."""
+    n = torch.arange(math.prod(shape), dtype=torch.float64)
+    return torch.sin(a * n + b).view(shape)
+
+
+class Golden(NamedTuple):
+    """Inputs for which values were computed with the authors' code, or by hand where there is none."""
+
+    zs: Tensor = 3 * wave((8, 10), 0.37, 0.1)
+    zt: Tensor = 5 * wave((8, 10), 0.73, 0.5)
+    zc: Tensor = 4 * wave((8, 10), 0.59, 0.8)
+    y: Tensor = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3])
+    fs: Tensor = wave((8, 6, 4, 4), 0.11, 0.2).abs()
+    ft: Tensor = wave((8, 6, 4, 4), 0.23, 0.4).abs()
+    ftb: Tensor = wave((8, 12, 8, 8), 0.17, 0.6).abs()
+    vs: Tensor = wave((8, 16), 0.31, 0.3)
+    vt: Tensor = wave((8, 16), 0.53, 0.9)
+
+
+class Slow:
+    """Oracles in plain Python: one sample, one class at a time."""
+
+    @staticmethod
+    def log_softmax(row, tau=1.0):
+        total = math.log(sum(math.exp(z / tau) for z in row))
+        return [z / tau - total for z in row]
+
+    @classmethod
+    def cross_entropies(cls, z, y):
+        """-log softmax(z)[y] of each sample."""
+        return [-cls.log_softmax(row)[label] for row, label in zip(z.tolist(), y.tolist(), strict=True)]
+
+    @classmethod
+    def kls(cls, z_s, z_t, tau):
+        """tau^2 sum_c p_t (log p_t - log p_s) of each sample."""
+        values = []
+        for row_s, row_t in zip(z_s.tolist(), z_t.tolist(), strict=True):
+            pairs = zip(cls.log_softmax(row_s, tau), cls.log_softmax(row_t, tau), strict=True)
+            values.append(tau**2 * sum(math.exp(t) * (t - s) for s, t in pairs))
+        return values
+
+    @staticmethod
+    def mean(values):
+        return sum(values) / len(values)
+
+
+class ToyStudent(Model):
+    """A linear classifier, of which methods see the head."""
+
+    def __init__(self, width, num_classes):
+        super().__init__()
+        self.fc = nn.Linear(width, num_classes)
+
+    def forward(self, x):
+        return Outputs(self.fc(x), x, x, ())
+
+    @property
+    def head(self):
+        return self.fc
+
+
+class Toy:
+    """Builders: what a method sees of its networks, made of given tensors."""
+
+    @staticmethod
+    def outputs(logits=None, pooled=None, stages=()):
+        empty = torch.zeros(0)
+        return Outputs(empty if logits is None else logits, empty if pooled is None else pooled, empty, tuple(stages))
+
+    @staticmethod
+    def batch(labels, epoch=1):
+        return Batch(torch.zeros(len(labels), 1, 1, 1), labels, torch.arange(len(labels)), epoch)
+
+    @classmethod
+    def setting(cls, d_s=16, d_t=16, maps_s=(), maps_t=(), num_classes=10, epochs=240):
+        """`maps_*`: (channels, height) of each stage."""
+        shapes = [
+            cls.outputs(torch.zeros(1, num_classes), torch.zeros(1, d), [torch.zeros(1, c, h, h) for c, h in maps])
+            for d, maps in ((d_s, maps_s), (d_t, maps_t))
+        ]
+        torch.manual_seed(0)
+        student, teacher = (ToyStudent(d, num_classes).double() for d in (d_s, d_t))
+        return Setting(student, shapes[0], teacher, shapes[1], num_classes, epochs)
+
+    @classmethod
+    def method(cls, name, params=None, setting=None) -> Method:
+        """The method in float64."""
+        ref = MethodRef(name=name, params=params or {})
+        return methods.build(ref, setting or cls.setting()).double()
+
+
+@pytest.fixture
+def golden():
+    return Golden()
+
+
+@pytest.fixture
+def slow():
+    return Slow
+
+
+@pytest.fixture
+def toy():
+    return Toy
