@@ -13,8 +13,20 @@ from pydantic import ConfigDict
 
 from kdtrain.build import check, trial_id
 from kdtrain.checkpoint import identity, write_file
-from kdtrain.config import ConfigError, DataConfig, Frozen, MethodRef, Recipe, TeacherRef, TrialConfig, Where, parse
+from kdtrain.config import (
+    ConfigError,
+    DataConfig,
+    Frozen,
+    MethodRef,
+    Recipe,
+    Seed,
+    TeacherRef,
+    TrialConfig,
+    Where,
+    parse,
+)
 from kdtrain.loop import Training
+from kdtrain.methods import needs, resolve
 from kdtrain.record import DivergedError, EpochRecord, TrialResult
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -48,8 +60,8 @@ class TrialFile(Frozen):
     """A trial as TOML."""
 
     student: str
-    seed: int = 0
-    view_seed: int | None = None
+    seed: Seed = 0
+    view_seed: Seed | None = None
     data: DataTable
     train: Recipe = Recipe()
     teacher: TeacherTable | None = None
@@ -94,8 +106,10 @@ def read(path: Path) -> tuple[TrialConfig, Where]:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not TOML: {error}.") from None
     file = parse(TrialFile, tables)
+    method = MethodRef(name=file.method.name, params=file.method.model_extra or {})
+    resolve(method, "method.name")
     teacher, weights = None, None
-    if file.teacher is not None:
+    if file.teacher is not None and needs(method):
         weights = file.teacher.weights
         teacher = TeacherRef(model=file.teacher.model, id=identity(weights))
     trial = TrialConfig(
@@ -103,7 +117,7 @@ def read(path: Path) -> tuple[TrialConfig, Where]:
         train=file.train,
         teacher=teacher,
         student=file.student,
-        method=MethodRef(name=file.method.name, params=file.method.model_extra or {}),
+        method=method,
         seed=file.seed,
         view_seed=file.view_seed,
     )

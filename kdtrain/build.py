@@ -4,9 +4,8 @@ from collections.abc import Callable
 
 import torch
 
-from kdtrain import methods, models
-from kdtrain.config import ConfigError, TrialConfig, canonical, digest, unknown
-from kdtrain.data import DATASETS
+from kdtrain import data, methods, models
+from kdtrain.config import ConfigError, TrialConfig, canonical, digest
 from kdtrain.methods.base import Method, Setting
 from kdtrain.models.outputs import Model, Outputs
 
@@ -18,15 +17,15 @@ def trial_id(trial: TrialConfig) -> str:
 
     Fields that are None are left out, so that a field added later with the default None changes no id.
     """
-    data = trial.model_dump(mode="json", exclude_none=True)
-    data["view_seed"] = trial.views
-    data["train"] |= {"lr_milestones": trial.train.milestones, "nesterov": nesterov(trial)}
-    data["method"] = {
+    config = trial.model_dump(mode="json", exclude_none=True)
+    config["view_seed"] = trial.views
+    config["train"] |= {"lr_milestones": trial.train.milestones, "nesterov": nesterov(trial)}
+    config["method"] = {
         "name": trial.method.name,
         "params": methods.params(trial.method),
         "version": methods.version(trial.method),
     }
-    return digest(data)
+    return digest(config)
 
 
 def nesterov(trial: TrialConfig) -> bool:
@@ -42,7 +41,7 @@ def networks(trial: TrialConfig, device: torch.device, load_teacher: LoadTeacher
     The student is drawn first, so that all methods start from the same student at one seed.
     `load_teacher` fills the teacher's weights.
     """
-    info = DATASETS[trial.data.dataset]
+    info = data.DATASETS[trial.data.dataset]
     # Drawn on the CPU whatever the device, so that a seed gives the same weights everywhere.
     with torch.device("meta" if device.type == "meta" else "cpu"):
         torch.manual_seed(trial.seed)
@@ -80,13 +79,14 @@ def check(trial: TrialConfig) -> None:
 
     Builds everything on the meta device, once for each combination that matters.
     """
-    if trial.data.dataset not in DATASETS:
-        raise ConfigError(unknown("data set", trial.data.dataset, DATASETS, "data.dataset"))
+    data.check(trial.data.dataset, "data.dataset")
     models.check(trial.student, "student")
     configs = methods.resolve(trial.method)
     needed = methods.needs(trial.method)
     if needed and trial.teacher is None:
-        raise ConfigError(f"method {trial.method.name!r} needs a teacher's {' and '.join(sorted(needed))}: name one.")
+        raise ConfigError(
+            f"method {trial.method.name!r} needs a teacher (its {' and '.join(sorted(needed))}), but got none."
+        )
     if trial.teacher is not None:
         models.check(trial.teacher.model, "teacher")
     key = canonical([
@@ -94,5 +94,6 @@ def check(trial: TrialConfig) -> None:
         {name: config.model_dump(mode="json") for name, config in configs.items()},
     ])  # fmt: skip
     if key not in _checked:
-        networks(trial, torch.device("meta"), lambda teacher: None)
+        with torch.random.fork_rng(devices=[]):
+            networks(trial, torch.device("meta"), lambda teacher: None)
         _checked.add(key)

@@ -57,7 +57,8 @@ def load_teacher(model: Model, path: str, expected_id: str) -> None:
     try:
         model.load_state_dict({name: tensor for name, tensor in tensors.items() if not name.startswith(METHOD)})
     except RuntimeError as error:
-        raise ConfigError(f"{path} does not fit the teacher: {error}") from None
+        reasons = [line.strip() for line in str(error).splitlines()[1:]]
+        raise ConfigError(f"{path} does not fit the teacher: {reasons[0][:200]} ...") from None
 
 
 def write_file(data: bytes, path: Path) -> None:

@@ -4,9 +4,9 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 
 class ConfigError(ValueError):
@@ -19,12 +19,22 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+def _whole_or_fraction(value: float) -> float:
+    if value < 0 or (value >= 1 and value != int(value)):
+        raise ValueError("must be a whole number of epochs or a fraction of all epochs below 1")
+    return value
+
+
+Epochs = Annotated[float, AfterValidator(_whole_or_fraction)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
 class DataConfig(Frozen):
     """Which images a trial sees."""
 
     dataset: str
     fraction: float = Field(1.0, gt=0, le=1)  # of the training images left after the validation split
-    subset_seed: int = Field(0, ge=0)  # draws the validation split and the nested fractions
+    subset_seed: Seed = 0  # draws the validation split and the nested fractions
     val_size: int = Field(0, ge=0)  # held-out training images
 
 
@@ -35,7 +45,7 @@ class Recipe(Frozen):
     batch_size: int = Field(64, ge=1)
     lr: float = Field(0.05, gt=0)
     # A number below 1 is a fraction of the epochs: 150, 180 and 210 of 240. The epoch named is the last at the old lr.
-    lr_milestones: tuple[float, ...] = (0.625, 0.75, 0.875)
+    lr_milestones: tuple[Annotated[Epochs, Field(gt=0)], ...] = (0.625, 0.75, 0.875)
     lr_gamma: float = Field(0.1, gt=0, le=1)
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool | None = None  # None: as the method's authors did
@@ -71,8 +81,8 @@ class TrialConfig(Frozen):
     teacher: TeacherRef | None = None
     student: str
     method: MethodRef
-    seed: int = Field(0, ge=0)  # of the initial weights, of the order of the batches and, by default, of the views
-    view_seed: int | None = Field(None, ge=0)  # of the augmentation; None: the trial's seed
+    seed: Seed = 0  # of the initial weights, of the order of the batches and, by default, of the views
+    view_seed: Seed | None = None  # of the augmentation; None: the trial's seed
 
     @property
     def views(self) -> int:
@@ -116,16 +126,17 @@ def explain(error: ValidationError, model: type[BaseModel], path: str = "") -> s
         return unknown("key", str(first["loc"][-1]), known, where)
     if first["type"] == "missing":
         return f"{where} is required."
-    rule = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    rule = first["msg"].removeprefix("Value error, ").removeprefix("Input ").removeprefix("String ")
     return f"{where} {rule[0].lower()}{rule[1:]}, but got {first['input']!r}."
 
 
 def _fields(model: type[BaseModel], loc: Iterable[int | str]) -> list[str]:
     for part in loc:
         field = model.model_fields.get(str(part))
-        inner = field.annotation if field else None
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            model = inner
+        annotation = field.annotation if field else None
+        for inner in (annotation, *get_args(annotation)):  # get_args: the members of `Model | None`
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                model = inner
     return list(model.model_fields)
 
 

@@ -10,7 +10,7 @@ import torch
 from pydantic import AfterValidator, ConfigDict, Field
 
 from kdtrain import data, models, subset
-from kdtrain.config import ConfigError, Frozen, MethodRef, Recipe, parse, unknown
+from kdtrain.config import ConfigError, Frozen, MethodRef, Recipe, Seed, parse, unknown
 from kdtrain.methods import resolve
 from sweeps.store import TEACHERS
 
@@ -23,7 +23,6 @@ def _distinct(values: list[Any]) -> list[Any]:
 
 Axis = AfterValidator(_distinct)
 Fraction = Annotated[float, Field(gt=0, le=1)]
-Seed = Annotated[int, Field(ge=0)]
 
 
 class SweepTable(Frozen):

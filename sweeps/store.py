@@ -12,6 +12,7 @@ import os
 import posixpath
 import uuid
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,8 @@ class Store:
                 os.replace(target, path)
         except OSError as error:
             if local:
-                Path(target).unlink(missing_ok=True)
+                with suppress(OSError):
+                    Path(target).unlink()
             raise StoreError(f"cannot write {path}: {_reason(error)}.") from error
 
     def read_bytes(self, *parts: str) -> bytes | None:

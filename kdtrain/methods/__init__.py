@@ -36,10 +36,10 @@ def resolve(ref: MethodRef, path: str = "method") -> dict[str, BaseModel]:
     if len(names) == 1:
         return {ref.name: parse(METHODS[ref.name].Config, ref.params, ref.name)}
     for key, value in ref.params.items():
-        if key not in names or not isinstance(value, Mapping):
-            raise ConfigError(
-                f"a parameter of {ref.name!r} is given as PART.NAME, PART one of {', '.join(names)}, but got {key!r}."
-            )
+        if key not in names:
+            raise ConfigError(unknown("part", key, names, ref.name))
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{ref.name}: {key} must be a table of that method's parameters, but got {value!r}.")
     configs: dict[str, BaseModel] = {}
     for i, name in enumerate(names):
         defaults = METHODS[name].composed if i else {}
@@ -48,8 +48,11 @@ def resolve(ref: MethodRef, path: str = "method") -> dict[str, BaseModel]:
 
 
 def params(ref: MethodRef) -> dict[str, Any]:
-    """The full parameters of a method as plain data: {name: value}, for `a+b` {part: {name: value}}."""
-    dumps = {name: config.model_dump(mode="json") for name, config in resolve(ref).items()}
+    """The full parameters of a method as plain data: {name: value}, for `a+b` {part: {name: value}}.
+
+    Parameters that are None are left out, so that one added later with the default None changes no id.
+    """
+    dumps = {name: config.model_dump(mode="json", exclude_none=True) for name, config in resolve(ref).items()}
     return dumps.get(ref.name, dumps)
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdtrain.config import ConfigError, Frozen, part_of
+from kdtrain.config import ConfigError, Epochs, Frozen, part_of
 from kdtrain.methods.base import Batch, Groups, Method, Setting, given
 from kdtrain.methods.kd import kd_loss
 from kdtrain.models.outputs import Outputs
@@ -75,7 +75,7 @@ class CID(Method):
         beta: float = Field(1.0, ge=0)  # weight of the class representation (the code's c)
         tau: float = Field(4.0, gt=0)
         # Epochs without cross-entropy, or their share of all epochs: 20 of 240. None: 0 without `inv`, else that.
-        init_epochs: float | None = Field(None, ge=0)
+        init_epochs: Epochs | None = None
         centre_momentum: float = Field(0.0, ge=0, lt=1)  # M <- u M + (1 - u) M_new
         # Ablations (CID Figure 6)
         sr: bool = True
@@ -94,7 +94,9 @@ class CID(Method):
         share = config.init_epochs if config.init_epochs is not None else (20 / 240 if config.inv else 0)
         self.init_epochs = part_of(share, setting.epochs)
         if self.init_epochs >= setting.epochs:
-            raise ConfigError(f"cid.init_epochs must be below the {setting.epochs} epochs, but got {self.init_epochs}.")
+            raise ConfigError(
+                f"cid needs an epoch after its {self.init_epochs} of init_epochs, but got epochs = {setting.epochs}."
+            )
         self.regressor = nn.Linear(d_s, d_t) if config.sr else None
         self.classifier = nn.Linear(2 * d_s, setting.num_classes) if config.inv else None
         self.centres: Tensor  # M, used by the epoch under way

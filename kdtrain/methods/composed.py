@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
+from kdtrain.config import ConfigError
 from kdtrain.methods.base import Batch, Groups, Method, Setting
 from kdtrain.models.outputs import Outputs
 
@@ -17,6 +18,11 @@ class Composed(Method):
 
     def __init__(self, parts: Mapping[str, Method], setting: Setting) -> None:
         super().__init__({name: part.config for name, part in parts.items()}, setting)
+        for name, part in list(parts.items())[1:]:
+            if type(part).predict is not Method.predict:
+                raise ConfigError(
+                    f"{name} must stand first in {'+'.join(parts)!r}: it predicts with its own classifier."
+                )
         self.parts = list(parts.values())
         self.modules_of_parts = nn.ModuleList(self.parts)
 

@@ -52,7 +52,9 @@ class FitNet(Method):
         super().__init__(config, setting)
         maps = setting.student_shapes.stages, given(setting.teacher_shapes).stages
         if config.hint > min(map(len, maps)):
-            raise ConfigError(f"fitnet.hint must be a stage of both networks, but got {config.hint} of {len(maps[0])}.")
+            raise ConfigError(
+                f"fitnet.hint must be a stage of both networks, but got {config.hint} of {min(map(len, maps))}."
+            )
         f_s, f_t = (stages[config.hint - 1] for stages in maps)
         self.regressor = conv_regressor((f_s.shape[1], f_s.shape[2]), (f_t.shape[1], f_t.shape[2]))
 

@@ -116,10 +116,10 @@ class IPWD(Method):
 
     def _weights(self, student: Outputs, z_c: Tensor, batch: Batch) -> Tensor:
         config, z_s = self.config, student.logits
-        if batch.epoch < config.start_epoch:
-            return torch.ones_like(z_s[:, 0])
         if config.ema:
             z_s, z_c = self._averaged_logits(student.pooled, z_c)
+        if batch.epoch < config.start_epoch:
+            return torch.ones_like(z_s[:, 0])
         h_kd, h_cls = (
             F.cross_entropy(self._normalised(z, i) / config.tau_h, batch.labels, reduction="none")
             for i, z in enumerate((z_s, z_c))

@@ -1,0 +1,73 @@
+"""A spec that changed after results exist."""
+
+import pytest
+
+from kdtrain.config import ConfigError
+from sweeps import changes
+from sweeps.plan import expand
+from sweeps.schema import Status
+from sweeps.spec import parse_text
+from sweeps.store import Store
+
+
+@pytest.fixture
+def store(tmp_path, spec_text, end):
+    """Results of the small sweep: its spec and the row of its first trial."""
+    store = Store(str(tmp_path), "small")
+    plan = expand(parse_text(spec_text))
+    store.write_bytes(spec_text.encode(), "spec.toml")
+    end(store, plan.trials[plan.cells[0].trial_id], "student", Status.COMPLETED)
+    return store
+
+
+def check(text: str, store: Store) -> None:
+    spec = parse_text(text)
+    changes.check(spec, text, expand(spec), store)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("seed = [1, 2]", "seed = [1, 2, 3]"),  # grown
+        ("seed = [1, 2]", "seed = [2]"),  # shrunk
+        ('"kd"]', '"kd", "cid"]'),
+        ("fraction = [0.02]", "fraction = [0.02, 0.5]"),
+        ("[data]", "# a remark\n[data]"),
+        ('name = "small"', 'name = "small"\ncites = "a paper"'),
+        ("[grid]", "[run]\ncpus = 2\n[grid]"),
+        ("[grid]", "[grid]\nlr = [0.05, 0.1]"),  # a new axis that holds the old value
+        ("epochs = 1", "epochs = 2"),  # of the teacher: no row hangs on it yet
+    ],
+)
+def test_spec_may_grow_shrink_and_change_what_no_result_hangs_on(store, spec_text, old, new):
+    assert old in spec_text
+    check(spec_text.replace(old, new), store)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("epochs = 2", "epochs = 3", r"since 1 of its trials ended: train\.epochs 2 -> 3\. Put the old values back"),
+        ('precision = "bf16"', "", r"train\.precision bf16 -> unset"),
+        ("[train]", "subset_seed = 5\n[train]", r"data\.subset_seed unset -> 5"),
+    ],
+)
+def test_spec_that_would_orphan_results_is_refused_with_the_difference(store, spec_text, old, new, message):
+    with pytest.raises(ConfigError, match=message):
+        check(spec_text.replace(old, new, 1), store)
+
+
+def test_change_before_any_trial_ended_is_no_change(tmp_path, spec_text):
+    store = Store(str(tmp_path), "small")
+    store.write_bytes(spec_text.encode(), "spec.toml")
+    check(spec_text.replace("epochs = 2", "epochs = 3"), store)
+
+
+def test_command_line_refuses_a_changed_spec_and_touches_nothing(store, spec_text, tmp_path, cli):
+    file = tmp_path / "spec.toml"
+    file.write_text(spec_text.replace("epochs = 2", "epochs = 3"))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    ended = cli("run", file, "--results", tmp_path)
+    assert ended.code == 2
+    assert ended.err.startswith("error: the spec of 'small' has changed since 1 of its trials ended: train.epochs 2")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

@@ -1,0 +1,119 @@
+"""The order in which jobs are handed out; Tune is played by the test."""
+
+import pytest
+
+from kdtrain.config import Where
+from sweeps.job import Job, missing
+from sweeps.plan import expand
+from sweeps.schema import Status
+from sweeps.search import PlannedSearch
+from sweeps.spec import parse_text
+from sweeps.store import TEACHERS, Store
+from sweeps.trainable import TrialTrainable
+
+COMPLETED = {"status": "completed", "done": True}
+
+
+@pytest.fixture
+def jobs(spec_text, tmp_path) -> list[Job]:
+    """The teacher, two vanilla and two kd trials."""
+    spec = parse_text(spec_text.replace("[grid]", f"[run]\nresults = '{tmp_path}'\n[grid]"))
+    return missing(spec, spec_text, expand(spec), retry_failed=False).jobs
+
+
+def handed(search: PlannedSearch, key: str) -> str:
+    given = search.suggest(key)
+    if isinstance(given, dict) and "job" in given:
+        return Job.model_validate_json(given["job"]).trial.method.name + "/" + search.jobs[key].role
+    return "idle" if isinstance(given, dict) else str(given)
+
+
+def test_teachers_first_then_students_without_one_then_the_rest_when_the_teacher_is_trained(jobs):
+    search = PlannedSearch(jobs, trained=[])
+    assert [handed(search, key) for key in "abc"] == ["vanilla/teacher", "vanilla/student", "vanilla/student"]
+    assert [handed(search, key) for key in "de"] == ["idle", "idle"]
+    assert handed(search, "f") == "None"  # two wait for the teacher: a third worker would never have work
+    search.on_trial_complete("a", COMPLETED)
+    assert [handed(search, key) for key in "gh"] == ["kd/student", "kd/student"]
+    assert handed(search, "i") == "FINISHED"
+    assert search.blocked == []
+
+
+def test_trained_teachers_let_their_students_go_at_once(jobs):
+    students = [job for job in jobs if job.role == "student"]
+    search = PlannedSearch(students, trained=[jobs[0].id])
+    assert [handed(search, key) for key in "abcde"] == ["vanilla/student"] * 2 + ["kd/student"] * 2 + ["FINISHED"]
+
+
+@pytest.mark.parametrize(
+    ("result", "error"), [({"status": "diverged"}, False), ({"status": "failed"}, False), (None, True), ({}, False)]
+)
+def test_students_of_a_failed_teacher_are_blocked(jobs, result, error):
+    search = PlannedSearch(jobs, trained=[])
+    for key in "abc":
+        search.suggest(key)
+    search.on_trial_complete("a", result, error)
+    assert handed(search, "d") == "FINISHED"
+    assert [job.trial.method.name for job in search.blocked] == ["kd", "kd"]
+
+
+def test_nothing_is_handed_out_once_results_cannot_be_written(jobs):
+    search = PlannedSearch(jobs, trained=[])
+    search.suggest("a")
+    search.on_trial_complete("a", {"store_error": "cannot write x: No space left on device."})
+    assert handed(search, "b") == "FINISHED"
+
+
+def test_longest_trials_are_handed_out_first(jobs):
+    def with_fraction(job: Job, fraction: float) -> Job:
+        data = job.trial.data.model_copy(update={"fraction": fraction})
+        return job.model_copy(update={"id": str(fraction), "trial": job.trial.model_copy(update={"data": data})})
+
+    vanilla = next(job for job in jobs if job.trial.method.name == "vanilla" and job.role == "student")
+    search = PlannedSearch([with_fraction(vanilla, f) for f in (0.1, 0.5, 0.2)], trained=[])
+    for key in "abc":
+        search.suggest(key)
+    assert [search.jobs[key].id for key in "abc"] == ["0.5", "0.2", "0.1"]
+
+
+def test_idle_worker_waits_for_a_teacher_that_was_not_known(jobs, tmp_path, end):
+    search = PlannedSearch(jobs, trained=[])
+    for key in "abc":
+        search.suggest(key)
+    given = search.suggest("d")
+    assert given["idle"]["known"] == []
+    end(Store(str(tmp_path), TEACHERS), jobs[0].trial, "teacher", Status.COMPLETED)
+    trainable = TrialTrainable.__new__(TrialTrainable)  # without Tune's logging set-up
+    trainable.setup(given)
+    assert trainable.step() == {"done": True}
+
+
+def step(job: Job) -> dict[str, object]:
+    trainable = TrialTrainable.__new__(TrialTrainable)
+    trainable.setup({"job": job.model_dump_json()})
+    return trainable.step()
+
+
+def test_error_in_a_trial_becomes_a_row_with_class_and_traceback(jobs, tmp_path):
+    kd = next(job for job in jobs if job.trial.method.name == "kd")  # its teacher's weights are not there
+    assert step(kd) == {"done": True, "status": "failed", "epoch": 0}
+    (row,) = kd.store.read_trials().to_pylist()
+    assert (row["status"], row["error_type"], row["epochs_done"]) == ("failed", "ConfigError", 0)
+    assert "Traceback" in row["error"]
+    assert row["test_top1"] is None
+
+
+def test_full_disk_in_a_trial_is_told_to_the_driver(jobs, monkeypatch):
+    def full(self, source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sweeps.store.os.replace", lambda source, target: full(None, source, target))
+    told = step(next(job for job in jobs if job.trial.method.name == "vanilla" and job.role == "student"))
+    assert told["done"] is True
+    assert "No space left on device" in str(told["store_error"])
+
+
+def test_where_points_at_absolute_folders(jobs, tmp_path):
+    assert all(job.results == str(tmp_path) for job in jobs)
+    assert all(job.where == Where(data_root=job.where.data_root, cpus=1) for job in jobs)
+    assert all(job.where.data_root.startswith("/") for job in jobs)

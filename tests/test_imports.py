@@ -1,0 +1,48 @@
+"""Imports go one way: analysis -> sweeps.{store,schema}; sweeps -> kdtrain; each layer in a fresh process."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+RAY_FILES = {"sweeps/search.py", "sweeps/trainable.py", "sweeps/progress.py", "sweeps/run.py"}
+
+
+def modules_after(statement: str) -> set[str]:
+    """The names in sys.modules of a fresh process that ran `statement`."""
+    code = f"{statement}\nimport sys\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("statement", "allowed", "forbidden"),
+    [
+        ("import kdtrain.__main__", {"torch"}, {"ray", "pyarrow", "sweeps", "analysis"}),
+        ("import sweeps.store", {"pyarrow"}, {"ray", "torch", "kdtrain", "analysis"}),
+        ("import sweeps.__main__", {"torch", "pyarrow"}, {"ray", "analysis"}),  # plan and status start at once
+        ("import analysis.__main__, analysis.html", {"pyarrow"}, {"ray", "torch", "kdtrain", "sweeps.spec"}),
+    ],
+)
+def test_layer_loads_only_what_it_may(statement, allowed, forbidden):
+    loaded = modules_after(statement)
+    assert allowed <= loaded
+    assert not forbidden & loaded
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module or "")
+    return {name.split(".")[0] for name in names}
+
+
+def test_only_these_files_import_ray():
+    files = [path for package in ("kdtrain", "sweeps", "analysis") for path in (ROOT / package).rglob("*.py")]
+    assert {str(path.relative_to(ROOT)) for path in files if "ray" in imported(path)} == RAY_FILES
