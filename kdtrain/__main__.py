@@ -91,7 +91,11 @@ def train(
             raise ConfigError(f"{folder} holds another trial ({ended['trial_id']}): choose another folder with -o.")
         typer.echo(result_file.read_text())
         return
-    result = _train(trial, where, folder)
+    try:
+        result = _train(trial, where, folder)
+    except KeyboardInterrupt:
+        typer.echo("interrupted: run the same command again to go on after the last whole epoch.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
     told = {"trial_id": trial_id(trial), **asdict(result)}
     write_file(json.dumps(told, indent=2).encode(), result_file)
     typer.echo(result_file.read_text())
@@ -157,9 +161,6 @@ def main() -> None:
     except DivergedError as error:
         print(f"diverged: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted: run the same command again to go on after the last whole epoch.", file=sys.stderr)
-        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

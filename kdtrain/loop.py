@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdtrain import checkpoint, data, methods, metrics, subset, views
 from kdtrain.build import nesterov, networks, trial_id
-from kdtrain.config import Recipe, TrialConfig, Where
+from kdtrain.config import ConfigError, Recipe, TrialConfig, Where
 from kdtrain.methods.base import Batch
 from kdtrain.models.outputs import Model, Outputs
 from kdtrain.record import DivergedError, EpochRecord, TrialResult
@@ -139,7 +139,8 @@ class Training:
         return checkpoint.pack_weights(self.student.state_dict(), self.method.state_dict(), self.id)
 
     def _restore(self, state: dict[str, Any]) -> None:
-        assert state["trial_id"] == self.id, "the checkpoint is another trial's"
+        if state["trial_id"] != self.id:
+            raise ConfigError(f"the checkpoint must be of the trial {self.id}, but is of {state['trial_id']}.")
         self.student.load_state_dict(state["student"])
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])

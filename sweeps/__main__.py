@@ -34,7 +34,7 @@ def plan_command(spec_file: SpecFile, results: Results = None) -> None:
 
     Example: kd-sweep plan sweeps/specs/demo.toml
     """
-    show.show_plan(*_load(spec_file, results), Console())
+    show.show_plan(*_load(spec_file, results), Console(highlight=False))
 
 
 @app.command("run")
@@ -49,10 +49,10 @@ def run_command(
 
     Example: kd-sweep run sweeps/specs/demo.toml
     """
-    planned, console = _load(spec_file, results), Console()
-    todo = _prepare(planned, retry_failed)
+    console = Console(highlight=False)
     try:
-        failed = _run(planned[0], todo, console)
+        planned = _load(spec_file, results)
+        failed = _run(planned[0], _prepare(planned, retry_failed), console)
     except KeyboardInterrupt:
         console.print("interrupted: what has ended is stored; run the same command again to go on.", soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
@@ -67,7 +67,7 @@ def status_command(spec_file: SpecFile, results: Results = None) -> None:
     Example: kd-sweep status sweeps/specs/demo.toml
     """
     loaded, _, planned = _load(spec_file, results)
-    show.show_status(loaded, planned, Console())
+    show.show_status(loaded, planned, Console(highlight=False))
 
 
 def _load(path: Path, results: str | None) -> Planned:

@@ -1,11 +1,12 @@
 """How long trials take, from the rows of earlier ones."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
 from kdtrain.config import TrialConfig
+from sweeps.job import Job
 
 Row = Mapping[str, Any]
 
@@ -33,6 +34,14 @@ class Cost:
         if scaled := self._scaled.get(key):
             return median(scaled) * fraction * epochs
         return None
+
+    def weights(self, jobs: Sequence[Job]) -> dict[str, float]:
+        """Numbers proportional to the jobs' times, by id: seconds if all are known, else images times epochs."""
+        known = {job.id: self.seconds(job.trial, job.where.cpus) for job in jobs}
+        seconds = {key: value for key, value in known.items() if value is not None}
+        if len(seconds) == len(known):
+            return seconds
+        return {job.id: job.trial.data.fraction * job.trial.train.epochs for job in jobs}
 
     def total(self, trials: Iterable[TrialConfig], cpus: int) -> tuple[float, int]:
         """The seconds of all trials for which they are known, and the number of those for which they are not."""

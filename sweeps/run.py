@@ -14,7 +14,7 @@ os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", str(10**6))
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # run.gpus = 0 hides the GPUs
 
 import ray
 from ray import tune
@@ -37,8 +37,7 @@ def run(todo: Missing, table: RunTable, cost: Cost, console: Console, trainable:
     StoreError if results cannot be written; KeyboardInterrupt passes through.
     """
     search = PlannedSearch(todo.jobs, todo.trained)
-    seconds = {job.id: cost.seconds(job.trial, job.where.cpus) for job in todo.jobs}
-    progress = Progress(console, search.jobs, seconds, todo.done)
+    progress = Progress(console, search.jobs, cost.weights(todo.jobs), todo.done)
     scratch = tempfile.mkdtemp(prefix="kdsweep-tune-")
     try:
         with progress:

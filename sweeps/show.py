@@ -34,14 +34,14 @@ def show_plan(spec: Spec, text: str, plan: Plan, console: Console) -> None:
     todo = missing(spec, text, plan, retry_failed=False)
     absent = {job.id for job in todo.jobs}
     title = f"{spec.sweep.name}: {len(plan.trials)} trials of {spec.data.dataset}"
-    console.print(f"{title} ({spec.sweep.cites})" if spec.sweep.cites else title, highlight=False, soft_wrap=True)
+    console.print(f"{title} ({spec.sweep.cites})" if spec.sweep.cites else title, soft_wrap=True)
     console.print(_cells_table(plan, absent))
     for key, teacher in plan.teachers.items():
         state = "trained" if key in todo.trained else "to train" if key in absent else "not needed, or failed"
-        console.print(f"teacher {teacher.student} ({key}): {state}", highlight=False)
-    console.print(f"{todo.done} of {len(plan.trials)} trials are done.", highlight=False)
+        console.print(f"teacher {teacher.student} ({key}): {state}")
+    console.print(f"{todo.done} of {len(plan.trials)} trials are done.")
     if todo.jobs:
-        console.print(_estimate(spec, todo), highlight=False, soft_wrap=True)
+        console.print(_estimate(spec, todo), soft_wrap=True)
 
 
 def show_status(spec: Spec, plan: Plan, console: Console) -> None:
@@ -57,7 +57,7 @@ def show_status(spec: Spec, plan: Plan, console: Console) -> None:
         parts = [f"{counts[status]} {status}" for status in Status if counts[status]]
         parts += [f"{len(begun)} begun"] if begun else []
         parts += [f"{len(open_ids) - len(begun)} not begun"] if len(open_ids) > len(begun) else []
-        console.print(f"{len(ended)} of {len(trials)} {kind} have ended: {', '.join(parts)}.", highlight=False)
+        console.print(f"{len(ended)} of {len(trials)} {kind} have ended: {', '.join(parts)}.")
         last = {row["trial_id"]: row for row in store.read_epochs(begun).to_pylist()}  # a trial's rows ascend
         for key, changed in sorted(begun.items(), key=lambda item: -item[1]):
             trial, row = trials[key], last[key]
@@ -65,7 +65,7 @@ def show_status(spec: Spec, plan: Plan, console: Console) -> None:
             name = f"{trial.method.name} {trial.student} fraction {trial.data.fraction:g} seed {trial.seed}"
             ago = duration(max(0.0, time.time() - changed))
             epoch = f"epoch {row['epoch']}/{trial.train.epochs}"
-            console.print(f"  {key} {name}: {epoch}, {acc:.1f} %, {ago} ago", highlight=False, soft_wrap=True)
+            console.print(f"  {key} {name}: {epoch}, {acc:.1f} %, {ago} ago", soft_wrap=True)
 
 
 def _cells_table(plan: Plan, absent: set[str]) -> Table:

@@ -65,7 +65,7 @@ class CID(Method):
 
     SR = nm_mse(R(v_s), v_t) with a linear R, CR = class_relation_loss(v_s, v_t). J is the sample's
     class context over the centres M that the last epoch built. Prediction is by fc, the context
-    classifier; until it is trained, by the student's own.
+    classifier, so accuracy means nothing in the initial epochs, which do not train it.
     """
 
     class Config(Frozen):

@@ -105,6 +105,12 @@ class Toy:
         return methods.build(ref, setting or cls.setting()).double()
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tensors this small are not worth more; a trial trained in a test may have set another number."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def golden():
     return Golden()

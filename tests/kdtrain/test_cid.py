@@ -196,7 +196,7 @@ class TestSchedule:
 
     @pytest.mark.parametrize(("epochs", "init_epochs", "count"), [(1, None, 1), (6, 6, 6), (6, 9, 9)])
     def test_an_epoch_must_be_left(self, toy, epochs, init_epochs, count):
-        message = rf"^cid\.init_epochs must be below the {epochs} epochs, but got {count}\.$"
+        message = rf"^cid needs an epoch after its {count} of init_epochs, but got epochs = {epochs}\.$"
         with pytest.raises(ConfigError, match=message):
             cid(toy, epochs, init_epochs=init_epochs)
 
@@ -274,12 +274,14 @@ class TestTerms:
         centres = slow_centres(slow, golden.vs, golden.zt, golden.y, tau)
         joined = torch.cat([golden.vs, slow_context(slow, golden.zs, centres, tau)], 1)
         logits = joined @ method.classifier.weight.T + method.classifier.bias
-        assert {name: term.item() for name, term in terms.items()} == pytest.approx({
-            "kl": slow.mean(slow.kls(golden.zs, golden.zt, tau)),
-            "sr": alpha * slow_nm_mse(regressed, golden.vt),
-            "cr": beta * slow_class_relation(golden.vs, golden.vt, golden.y),
-            "ce": slow.mean(slow.cross_entropies(logits, golden.y)),
-        })
+        assert {name: term.item() for name, term in terms.items()} == pytest.approx(
+            {
+                "kl": slow.mean(slow.kls(golden.zs, golden.zt, tau)),
+                "sr": alpha * slow_nm_mse(regressed, golden.vt),
+                "cr": beta * slow_class_relation(golden.vs, golden.vt, golden.y),
+                "ce": slow.mean(slow.cross_entropies(logits, golden.y)),
+            }
+        )
 
     def test_regressor_maps_to_the_teachers_width(self, toy):
         method = toy.method("cid", {}, toy.setting(d_s=8, d_t=24, num_classes=5))
@@ -325,11 +327,14 @@ class TestTerms:
         expected = joined @ method.classifier.weight.T + method.classifier.bias
         torch.testing.assert_close(method.predict(sides(toy, golden)[0]), expected)
 
-    def test_until_the_context_classifier_is_trained_the_students_own_predicts(self, toy, golden):
+    def test_the_context_classifier_predicts_in_the_initial_epochs_too(self, toy, golden):
+        # As in the authors' code, though no term trains it yet. There are no centres, so the context is zero.
         method = cid(toy, init_epochs=2)
+        expected = golden.vs @ method.classifier.weight[:, :16].T + method.classifier.bias
+        torch.testing.assert_close(method.predict(sides(toy, golden)[0]), expected)
         for epoch in (1, 2):
             train_epoch(toy, golden, method, epoch)
-            assert torch.equal(method.predict(sides(toy, golden)[0]), golden.zs)
+            torch.testing.assert_close(method.predict(sides(toy, golden)[0]), expected)
 
 
 class TestAblations:
@@ -399,7 +404,14 @@ class TestOptimizerGroups:
     [
         ({"alpha": -1}, r"^cid\.alpha should be greater than or equal to 0, but got -1\.$"),
         ({"tau": 0}, r"^cid\.tau should be greater than 0, but got 0\.$"),
-        ({"init_epochs": -1}, r"^cid\.init_epochs should be greater than or equal to 0, but got -1\.$"),
+        *[
+            (
+                {"init_epochs": value},
+                r"^cid\.init_epochs must be a whole number of epochs or a fraction of all epochs below 1, "
+                rf"but got {value}\.$",
+            )
+            for value in (-1, -0.5, 1.5, 2.5)
+        ],
         ({"centre_momentum": 1}, r"^cid\.centre_momentum should be less than 1, but got 1\.$"),
         ({"sr_loss": "l1"}, r"^cid\.sr_loss should be 'nm_mse' or 'mse', but got 'l1'\.$"),
         ({"center_momentum": 0.5}, r"^unknown key 'center_momentum' at cid\.center_momentum\. Did you mean 'centre_"),

@@ -1,3 +1,4 @@
+import re
 from typing import ClassVar
 
 import pytest
@@ -77,9 +78,7 @@ class TestTerms:
 
     def test_no_cross_entropy_where_the_first_part_has_none(self, toy, golden):
         method = composed(toy, "cid+kd")
-        names = []
-        for epoch in (1, 21):
-            names.append(set(terms_of(toy, golden, method, epoch)))
+        names = [set(terms_of(toy, golden, method, epoch)) for epoch in (1, 21)]
         assert names == [{"kl", "sr", "cr", "kd"}, {"ce", "kl", "sr", "cr", "kd"}]
 
     def test_two_terms_of_one_name_are_refused(self, toy, golden):
@@ -92,13 +91,25 @@ class TestTerms:
 class TestHooks:
     def test_prediction_is_the_first_parts(self, toy, golden):
         outputs = toy.outputs(golden.zs, golden.vs, [golden.fs] * 3)
-        assert composed(toy, "kd+cid").predict(outputs) is golden.zs
+        assert composed(toy, "kd+sp").predict(outputs) is golden.zs
         cid_first = composed(toy, "cid+kd")
         classifier = cid_first.parts[0].classifier
         # The centres are zero at first, so the context is.
         expected = F.linear(torch.cat([golden.vs, torch.zeros_like(golden.vs)], 1), classifier.weight, classifier.bias)
-        terms_of(toy, golden, cid_first, epoch=21)
         torch.testing.assert_close(cid_first.predict(outputs), expected)
+
+    @pytest.mark.parametrize("name", ["kd+cid", "sp+cid+kd", "fitnet+kd+cid"])
+    def test_a_part_with_its_own_prediction_must_stand_first(self, toy, name):
+        message = rf"^cid must stand first in '{re.escape(name)}': it predicts with its own classifier\.$"
+        with pytest.raises(ConfigError, match=message):
+            composed(toy, name)
+
+    @pytest.mark.parametrize("name", ["cid+kd", "cid+fitnet", "cid+sp", "cid+ipwd", "cid+sp+fitnet+ipwd+kd"])
+    def test_such_a_part_may_stand_before_any_other(self, toy, golden, name):
+        method = composed(toy, name)
+        assert "ce" in terms_of(toy, golden, method, epoch=21)
+        outputs = toy.outputs(golden.zs, golden.vs, [golden.fs] * 3)
+        assert torch.equal(method.predict(outputs), method.parts[0].predict(outputs))
 
     def test_every_part_is_called(self, toy):
         method = Composed({"a": Recorder("a", toy), "b": Recorder("b", toy)}, toy.setting())
@@ -110,11 +121,11 @@ class TestHooks:
         ]  # fmt: skip
 
     def test_parameters_and_groups_of_all_parts(self, toy):
-        method = composed(toy, "fitnet+cid+ipwd")
+        method = composed(toy, "cid+fitnet+ipwd")
         grouped = [parameter for group in method.param_groups() for parameter in group["params"]]
         assert len(grouped) == len(set(grouped)) == len(list(method.parameters())) == 4 + 2 + 2 + 2
         assert set(grouped) == set(method.parameters())
-        assert [group.get("weight_decay") for group in method.param_groups()] == [None, None, 0.0, None]
+        assert [group.get("weight_decay") for group in method.param_groups()] == [None, 0.0, None, None]
 
     @pytest.mark.parametrize(("bn", "trains"), [("eval", False), ("train", True)])
     def test_the_teacher_trains_if_a_part_wants_it(self, toy, bn, trains):
@@ -131,7 +142,9 @@ class TestHooks:
 
 
 class TestParameters:
-    @pytest.mark.parametrize(("name", "alpha"), [("kd", 0.9), ("kd+sp", 0.9), ("fitnet+kd", 1.0), ("sp+fitnet+kd", 1.0)])
+    @pytest.mark.parametrize(
+        ("name", "alpha"), [("kd", 0.9), ("kd+sp", 0.9), ("fitnet+kd", 1.0), ("sp+fitnet+kd", 1.0)]
+    )
     def test_default_alpha_of_kd(self, name, alpha):
         assert methods.resolve(MethodRef(name=name))["kd"].alpha == alpha
 
@@ -148,17 +161,22 @@ class TestParameters:
             (
                 "sp+kdd",
                 {},
-                r"^unknown method 'kdd' at grid\.method\[1\]\. Did you mean 'kd'\? Known: cid, fitnet, ipwd, kd, sp, va",
+                r"^unknown method 'kdd' at grid\.method\[1\]\. Did you mean 'kd'\? Known: cid, fitnet, ",
             ),
             ("kd+", {}, r"^unknown method '' at grid\.method\[1\]\. Known: cid, "),
             ("kd+sp+kd", {}, r"^grid\.method\[1\] must name each method once, but got 'kd\+sp\+kd'\.$"),
+            ("fitnet+kd", {"alpha": 1.0}, r"^unknown part 'alpha' at fitnet\+kd\. Known: fitnet, kd\.$"),
+            ("fitnet+kd", {"sp": {"beta": 1.0}}, r"^unknown part 'sp' at fitnet\+kd\. Known: fitnet, kd\.$"),
             (
                 "fitnet+kd",
-                {"alpha": 1.0},
-                r"^a parameter of 'fitnet\+kd' is given as PART\.NAME, PART one of fitnet, kd, but got 'alpha'\.$",
+                {"fitnets": {"beta": 1.0}},
+                r"^unknown part 'fitnets' at fitnet\+kd\. Did you mean 'fitnet'\? Known: fitnet, kd\.$",
             ),
-            ("fitnet+kd", {"sp": {"beta": 1.0}}, r"given as PART\.NAME, PART one of fitnet, kd, but got 'sp'\.$"),
-            ("fitnet+kd", {"kd": 1.0}, r"given as PART\.NAME, PART one of fitnet, kd, but got 'kd'"),
+            (
+                "fitnet+kd",
+                {"kd": 1.0},
+                r"^fitnet\+kd: kd must be a table of that method's parameters, but got 1\.0\.$",
+            ),
             ("fitnet+kd", {"kd": {"taw": 1.0}}, r"^unknown key 'taw' at kd\.taw\. Did you mean 'tau'\?"),
             ("fitnet+kd", {"fitnet": {"hint": 0}}, r"^fitnet\.hint should be greater than or equal to 1, but got 0\.$"),
         ],

@@ -116,10 +116,12 @@ def test_terms_equal_slow_loops(golden, slow, toy, params, beta):
     student = toy.outputs(golden.zs, stages=[golden.ftb, golden.fs, golden.ftb])
     teacher = toy.outputs(golden.zt, stages=[golden.ftb, golden.ft, golden.ftb])
     terms = method.loss(toy.batch(golden.y), student, teacher)
-    assert {name: term.item() for name, term in terms.items()} == pytest.approx({
-        "ce": slow.mean(slow.cross_entropies(golden.zs, golden.y)),
-        "hint": beta * slow_hint(golden.fs, golden.ft, method.regressor[0]),
-    })
+    assert {name: term.item() for name, term in terms.items()} == pytest.approx(
+        {
+            "ce": slow.mean(slow.cross_entropies(golden.zs, golden.y)),
+            "hint": beta * slow_hint(golden.fs, golden.ft, method.regressor[0]),
+        }
+    )
 
 
 def test_regressor_trains_with_the_students_settings(toy):

@@ -147,11 +147,13 @@ class TestStandardised:
 class TestDefaults:
     def test_terms_equal_slow_loops(self, toy, golden, slow, expected):
         terms = terms_of(toy, golden, ipwd(toy))
-        assert {name: term.item() for name, term in terms.items()} == pytest.approx({
-            "ce": slow.mean(slow.cross_entropies(golden.zs, golden.y)),
-            "cls": slow.mean(slow.cross_entropies(golden.zc, golden.y)),
-            "ipwd": expected.term(expected.default_weights()),
-        })
+        assert {name: term.item() for name, term in terms.items()} == pytest.approx(
+            {
+                "ce": slow.mean(slow.cross_entropies(golden.zs, golden.y)),
+                "cls": slow.mean(slow.cross_entropies(golden.zc, golden.y)),
+                "ipwd": expected.term(expected.default_weights()),
+            }
+        )
 
     def test_cls_logits_are_linear_in_the_pooled_features(self, toy, golden, slow):
         method = toy.method("ipwd", {}, toy.setting(d_s=16))

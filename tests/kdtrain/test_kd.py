@@ -70,10 +70,12 @@ def test_finite_where_a_probability_underflows():
 )
 def test_terms(golden, slow, toy, params, gamma, alpha, tau):
     terms = toy.method("kd", params).loss(toy.batch(golden.y), toy.outputs(golden.zs), toy.outputs(golden.zt))
-    assert {name: term.item() for name, term in terms.items()} == pytest.approx({
-        "ce": gamma * slow.mean(slow.cross_entropies(golden.zs, golden.y)),
-        "kd": alpha * slow.mean(slow.kls(golden.zs, golden.zt, tau)),
-    })
+    assert {name: term.item() for name, term in terms.items()} == pytest.approx(
+        {
+            "ce": gamma * slow.mean(slow.cross_entropies(golden.zs, golden.y)),
+            "kd": alpha * slow.mean(slow.kls(golden.zs, golden.zt, tau)),
+        }
+    )
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,6 @@ class Run:
     """A method with its networks: a batch of noise in the shape of fashion_mini."""
 
     def __init__(self, name, seed=0):
-        torch.set_num_threads(1)
         trial = TrialConfig(
             data=DataConfig(dataset="fashion_mini"),
             train=Recipe(epochs=EPOCHS),
@@ -163,10 +162,14 @@ class TestRegistry:
         assert methods.needs(MethodRef(name=name)) == expected
 
     @pytest.mark.parametrize(
-        ("name", "expected"), [("kd", False), ("cid", True), ("cid+kd", True), ("kd+cid", False), ("vanilla", False)]
+        ("name", "expected"), [("kd", False), ("cid", True), ("cid+kd", True), ("fitnet+kd", False), ("vanilla", False)]
     )
-    def test_nesterov_is_the_first_methods(self, name, expected):
+    def test_nesterov(self, name, expected):
         assert methods.nesterov(MethodRef(name=name)) is expected
+
+    def test_nesterov_is_the_first_methods(self, monkeypatch):
+        monkeypatch.setattr(methods.METHODS["kd"], "nesterov", True)
+        assert [methods.nesterov(MethodRef(name=name)) for name in ("kd+sp", "sp+kd")] == [True, False]
 
     def test_version(self, monkeypatch):
         monkeypatch.setattr(methods.METHODS["kd"], "version", 3)
@@ -192,7 +195,20 @@ class TestRegistry:
 
     @pytest.mark.parametrize("name", methods.METHODS)
     def test_default_parameters(self, name):
-        assert methods.params(MethodRef(name=name)) == self.DEFAULTS[name]
+        assert methods.resolve(MethodRef(name=name))[name].model_dump() == self.DEFAULTS[name]
+
+    @pytest.mark.parametrize("name", methods.METHODS)
+    def test_parameters_that_are_none_are_left_out(self, name):
+        expected = {key: value for key, value in self.DEFAULTS[name].items() if value is not None}
+        assert methods.params(MethodRef(name=name)) == expected
+        assert methods.params(MethodRef(name=name, params=self.DEFAULTS[name])) == expected
+
+    def test_parameters_that_are_none_are_left_out_of_every_part(self):
+        parts = methods.params(MethodRef(name="cid+ipwd", params={"ipwd": {"w_max": 20.0}}))
+        assert parts.keys() == {"cid", "ipwd"}
+        assert parts["cid"].keys() == self.DEFAULTS["cid"].keys() - {"init_epochs"}
+        assert parts["ipwd"].keys() == self.DEFAULTS["ipwd"].keys() - {"cls_weight_decay"}
+        assert parts["ipwd"]["w_max"] == 20.0
 
     @pytest.mark.parametrize("name", NAMES)
     def test_full_parameters_say_the_same_as_none(self, name):
@@ -207,6 +223,8 @@ class TestRegistry:
             methods.resolve(MethodRef(name=name, params={"qqq": 1}))
 
     def test_unknown_methods_list_the_known(self):
-        message = r"^unknown method 'ipdw' at method\. Did you mean 'ipwd'\? Known: cid, fitnet, ipwd, kd, sp, vanilla\.$"
+        message = (
+            r"^unknown method 'ipdw' at method\. Did you mean 'ipwd'\? Known: cid, fitnet, ipwd, kd, sp, vanilla\.$"
+        )
         with pytest.raises(ConfigError, match=message):
             methods.resolve(MethodRef(name="ipdw"))

@@ -73,7 +73,9 @@ def test_terms_look_at_the_last_stage(golden, slow, toy, params, beta):
     student = toy.outputs(golden.zs, stages=[golden.ftb, golden.fs])
     teacher = toy.outputs(golden.zt, stages=[golden.fs, golden.ftb, golden.ft])
     terms = toy.method("sp", params).loss(toy.batch(golden.y), student, teacher)
-    assert {name: term.item() for name, term in terms.items()} == pytest.approx({
-        "ce": slow.mean(slow.cross_entropies(golden.zs, golden.y)),
-        "sp": beta * slow_sp(golden.fs, golden.ft),
-    })
+    assert {name: term.item() for name, term in terms.items()} == pytest.approx(
+        {
+            "ce": slow.mean(slow.cross_entropies(golden.zs, golden.y)),
+            "sp": beta * slow_sp(golden.fs, golden.ft),
+        }
+    )

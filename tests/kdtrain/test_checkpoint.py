@@ -1,0 +1,188 @@
+import hashlib
+import os
+from collections import OrderedDict
+
+import pytest
+import safetensors.torch
+import torch
+
+from kdtrain import checkpoint, models
+from kdtrain.config import ConfigError
+
+CPU = torch.device("cpu")
+ID = "0123456789abcdef"
+
+
+def network(name="resnet8", seed=0):
+    torch.manual_seed(seed)
+    return models.build(name, 10, 1)
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """A file of weights of a resnet8, with what its method needs to predict."""
+    path = tmp_path / "weights.safetensors"
+    method = {"centres": torch.ones(10, 64), "classifier.weight": torch.zeros(10, 128)}
+    path.write_bytes(checkpoint.pack_weights(network().state_dict(), method, ID))
+    return path
+
+
+class TestState:
+    def test_round_trip(self):
+        student = network()
+        optimizer = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9)
+        student(torch.ones(2, 1, 28, 28)).logits.sum().backward()
+        optimizer.step()
+        state = {
+            "trial_id": ID,
+            "student": student.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "records": [{"epoch": 1, "terms": {"ce": 2.5}, "val_acc": None}],
+        }
+        found = checkpoint.unpack_state(checkpoint.pack_state(state), CPU)
+        assert list(found) == list(state)
+        assert found["trial_id"] == ID
+        assert found["records"] == state["records"]
+        assert same(found["student"], state["student"])
+        momenta = [{0: entry["momentum_buffer"]} for entry in state["optimizer"]["state"].values()]
+        restored = [{0: entry["momentum_buffer"]} for entry in found["optimizer"]["state"].values()]
+        assert all(same(a, b) for a, b in zip(restored, momenta, strict=True))
+        assert found["optimizer"]["param_groups"] == state["optimizer"]["param_groups"]
+
+    def test_packing_copies(self):
+        tensor = torch.zeros(3)
+        packed = checkpoint.pack_state({"tensor": tensor})
+        tensor.fill_(1)
+        assert checkpoint.unpack_state(packed, CPU)["tensor"].sum() == 0
+
+    def test_objects_are_not_unpickled(self):
+        packed = checkpoint.pack_state({"date": os.path.realpath})
+        with pytest.raises(Exception, match="Weights only load failed"):
+            checkpoint.unpack_state(packed, CPU)
+
+
+class TestWeights:
+    def test_round_trip(self, weights):
+        tensors = safetensors.torch.load_file(weights)
+        student = {name: tensor for name, tensor in tensors.items() if not name.startswith("method.")}
+        assert same(student, dict(network().state_dict()))
+        assert same({name: tensors[f"method.{name}"] for name in ("centres", "classifier.weight")}, {
+            "centres": torch.ones(10, 64), "classifier.weight": torch.zeros(10, 128)
+        })  # fmt: skip
+        assert len(tensors) == len(student) + 2
+
+    def test_layout_in_memory_does_not_matter(self):
+        student = network()
+        plain = checkpoint.pack_weights(student.state_dict(), {}, ID)
+        channels_last = student.to(memory_format=torch.channels_last)
+        assert checkpoint.pack_weights(channels_last.state_dict(), {}, ID) == plain
+
+    def test_loaded_teacher_equals_the_trained_student(self, weights):
+        teacher = network(seed=1)
+        checkpoint.load_teacher(teacher, str(weights), ID)
+        assert same(teacher.state_dict(), network().state_dict())
+
+
+class TestIdentity:
+    def test_is_the_trials_id(self, weights):
+        assert checkpoint.identity(str(weights)) == ID
+
+    @pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
+    def test_of_other_files_is_their_hash(self, tmp_path, metadata):
+        path = tmp_path / "other.safetensors"
+        safetensors.torch.save_file(dict(network().state_dict()), path, metadata)
+        assert checkpoint.identity(str(path)) == hashlib.sha256(path.read_bytes()).hexdigest()
+
+    def test_hash_is_accepted_as_id(self, tmp_path):
+        path = tmp_path / "other.safetensors"
+        safetensors.torch.save_file(dict(network().state_dict()), path)
+        teacher = network(seed=1)
+        checkpoint.load_teacher(teacher, str(path), hashlib.sha256(path.read_bytes()).hexdigest())
+        assert same(teacher.state_dict(), network().state_dict())
+
+
+class TestRefusals:
+    def test_another_teacher(self, weights):
+        message = rf"^the teacher {'f' * 16} was asked for, but .*weights\.safetensors holds {ID}\.$"
+        with pytest.raises(ConfigError, match=message):
+            checkpoint.load_teacher(network(), str(weights), "f" * 16)
+
+    @pytest.mark.parametrize("name", ["resnet14", "wrn_16_1", "resnet8x4"])
+    def test_another_architecture(self, weights, name):
+        with pytest.raises(ConfigError, match=r"weights\.safetensors does not fit the teacher: "):
+            checkpoint.load_teacher(network(name), str(weights), ID)
+
+    def test_another_number_of_classes(self, weights):
+        with pytest.raises(ConfigError, match=r"does not fit the teacher: .*size mismatch for fc\.weight"):
+            checkpoint.load_teacher(models.build("resnet8", 100, 1), str(weights), ID)
+
+    def test_the_refusal_is_one_line_whatever_does_not_fit(self, weights):
+        with pytest.raises(ConfigError, match="does not fit the teacher") as error:
+            checkpoint.load_teacher(network("resnet110"), str(weights), ID)
+        assert len(str(error.value).splitlines()) == 1
+        assert len(str(error.value)) < 1000
+
+    def test_a_missing_file(self, tmp_path):
+        path = str(tmp_path / "none.safetensors")
+        message = r"^teacher\.weights must be a safetensors file, but got '.*none\.safetensors' \(.*[Nn]o such file"
+        with pytest.raises(ConfigError, match=message):
+            checkpoint.identity(path)
+
+    def test_a_folder(self, tmp_path):
+        with pytest.raises(ConfigError, match=r"^teacher\.weights must be a safetensors file, but got '"):
+            checkpoint.identity(str(tmp_path))
+
+    @pytest.mark.parametrize("content", [b"", b"not a file of tensors", b"\x80" * 100])
+    def test_another_format(self, tmp_path, content):
+        path = tmp_path / "teacher.pth"
+        path.write_bytes(content)
+        with pytest.raises(
+            ConfigError, match=r"^teacher\.weights must be a safetensors file, but got '.*teacher\.pth'"
+        ):
+            checkpoint.load_teacher(network(), str(path), ID)
+
+    def test_a_file_of_torch(self, tmp_path):
+        path = tmp_path / "teacher.pth"
+        torch.save(OrderedDict(network().state_dict()), path)
+        with pytest.raises(
+            ConfigError, match=r"^teacher\.weights must be a safetensors file, but got '.*teacher\.pth'"
+        ):
+            checkpoint.load_teacher(network(), str(path), ID)
+
+    def test_a_file_cut_short(self, weights):
+        weights.write_bytes(weights.read_bytes()[:-1000])
+        with pytest.raises(ConfigError, match=r"^teacher\.weights must be a safetensors file, but got '"):
+            checkpoint.load_teacher(network(), str(weights), ID)
+
+
+class TestWriteFile:
+    def test_writes_and_replaces_and_makes_folders(self, tmp_path):
+        path = tmp_path / "new" / "folder" / "file.bin"
+        for data in (b"one", b"another"):
+            checkpoint.write_file(data, path)
+            assert path.read_bytes() == data
+        assert os.listdir(path.parent) == ["file.bin"]
+
+    def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(self, tmp_path, monkeypatch):
+        path = tmp_path / "file.bin"
+        checkpoint.write_file(b"old", path)
+
+        def fail(source, target):
+            assert source.read_bytes() == b"new"  # all of it is there before the name changes
+            raise OSError("disk full")
+
+        monkeypatch.setattr(os, "replace", fail)
+        with pytest.raises(OSError, match="disk full"):
+            checkpoint.write_file(b"new", path)
+        assert path.read_bytes() == b"old"
+        assert os.listdir(tmp_path) == ["file.bin"]
+
+    def test_nothing_is_left_where_the_name_is_a_folders(self, tmp_path):
+        (tmp_path / "file.bin").mkdir()
+        with pytest.raises(OSError, match="directory"):
+            checkpoint.write_file(b"new", tmp_path / "file.bin")
+        assert os.listdir(tmp_path) == ["file.bin"]

@@ -1,0 +1,234 @@
+"""The training loop: repeatable, resumable bit for bit, honest about divergence."""
+
+import math
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from kdtrain import data, loop, views
+from kdtrain.config import ConfigError, DataConfig, MethodRef, Recipe, TeacherRef, TrialConfig, Where
+from kdtrain.data import Arrays, Info
+from kdtrain.loop import Training, lr_at, order, train
+from kdtrain.record import DivergedError, EpochRecord
+
+METHODS = ["vanilla", "kd", "fitnet+kd", "sp", "cid", "ipwd"]
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data set of 96 + 60 images, 12x12, 3 classes that differ in brightness."""
+    generator = torch.Generator().manual_seed(0)
+
+    def images(labels: torch.Tensor) -> torch.Tensor:
+        noise = torch.randint(0, 60, (len(labels), 1, 12, 12), generator=generator)
+        return (noise + 80 * labels[:, None, None, None]).to(torch.uint8)
+
+    labels = torch.arange(96) % 3, torch.arange(60) % 3
+    arrays = Arrays(images(labels[0]), labels[0], images(labels[1]), labels[1])
+    info = Info(
+        name="tiny", num_classes=3, in_channels=1, image_size=12, mean=(0.4,), std=(0.3,),
+        read=lambda root, download: arrays,
+    )  # fmt: skip
+    monkeypatch.setitem(data.DATASETS, "tiny", info)
+
+
+@pytest.fixture
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> tuple[TeacherRef, Where]:
+    """A resnet14 trained for one epoch, and where its weights lie."""
+    training = Training(config("vanilla", student="resnet14", epochs=1), Where())
+    training.run_epoch()
+    path = tmp_path_factory.mktemp("teacher") / "model.safetensors"
+    path.write_bytes(training.weights())
+    return TeacherRef(model="resnet14", id=training.id), Where(teacher_weights=str(path))
+
+
+def config(method: str, teacher: TeacherRef | None = None, student: str = "resnet8", **fields: object) -> TrialConfig:
+    recipe = {"epochs": 4, "batch_size": 20, "lr": 0.05, **fields}
+    images = {key: recipe.pop(key) for key in ("fraction", "val_size") if key in recipe}
+    params = recipe.pop("params", {})
+    return TrialConfig(
+        data=DataConfig(dataset="tiny", **images),
+        train=Recipe(**recipe),
+        teacher=teacher if method != "vanilla" else None,
+        student=student,
+        method=MethodRef(name=method, params=params),
+        seed=3,
+    )
+
+
+def outcome(training: Training) -> tuple[object, ...]:
+    """All that must be equal bit for bit: metrics, epochs and weights, without times."""
+    records = [{**asdict(record), "seconds": None} for record in training.records]
+    return {**asdict(training.result()), "train_seconds": None}, records, training.weights()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_resumed_run_equals_uninterrupted_one_bit_for_bit(method, teacher):
+    ref, where = teacher
+    trial = config(method, ref)
+    whole = Training(trial, where)
+    packed = []
+    while not whole.done:
+        whole.run_epoch()
+        packed.append(whole.pack())
+    for state in packed:  # killed after each epoch, also after the last
+        resumed = Training(trial, where, state)
+        torch.manual_seed(999)  # whatever the process did before must not matter
+        while not resumed.done:
+            resumed.run_epoch()
+        assert outcome(resumed) == outcome(whole)
+
+
+def test_resume_with_a_teacher_in_train_mode_keeps_its_running_statistics(teacher):
+    ref, where = teacher
+    trial = config("ipwd", ref, params={"teacher_bn": "train"}, epochs=2)
+    whole = Training(trial, where)
+    whole.run_epoch()
+    resumed = Training(trial, where, whole.pack())
+    for training in (whole, resumed):
+        training.run_epoch()
+    assert outcome(resumed) == outcome(whole)
+
+
+def test_two_runs_are_equal_and_another_seed_is_not(teacher):
+    ref, where = teacher
+    trial = config("cid", ref)
+    first, second, other = (Training(t, where) for t in (trial, trial, trial.model_copy(update={"seed": 4})))
+    for training in (first, second, other):
+        while not training.done:
+            training.run_epoch()
+    assert outcome(first) == outcome(second)
+    assert outcome(first)[0] != outcome(other)[0]
+
+
+def test_methods_start_from_one_student_and_see_one_order_of_views_at_one_seed(teacher):
+    ref, where = teacher
+    students = [Training(config(method, ref), where).student.state_dict() for method in METHODS]
+    for student in students[1:]:
+        assert all(torch.equal(student[name], students[0][name]) for name in student)
+    assert torch.equal(order(3, 1, 50), order(3, 1, 50))
+    assert not torch.equal(order(3, 1, 50), order(3, 2, 50))
+    assert not torch.equal(order(3, 1, 50), order(4, 1, 50))
+    assert order(3, 1, 50).sort().values.tolist() == list(range(50))
+
+
+def test_learning_rate_drops_after_each_milestone():
+    recipe = Recipe(epochs=240, lr=0.05)
+    # RepDistiller: milestones 150, 180, 210; the first reduced epochs are 151, 181 and 211.
+    wanted = {1: 0.05, 150: 0.05, 151: 0.005, 180: 0.005, 181: 0.0005, 210: 0.0005, 211: 0.00005, 240: 0.00005}
+    assert {epoch: lr_at(recipe, epoch) for epoch in wanted} == pytest.approx(wanted)
+
+
+def test_weights_follow_sgd_with_the_recipes_momentum_and_decay():
+    trial = config("vanilla", epochs=1, batch_size=96, momentum=0.9, weight_decay=0.1, augment=False)
+    training = Training(trial, Where())
+    before = training.student.fc.weight.detach().clone()
+    labels = training.images.train_labels
+    images = training._plain(training.images.train_images, torch.arange(96))
+    training.student.train()
+    loss = torch.nn.functional.cross_entropy(training.student(images).logits, labels)
+    (gradient,) = torch.autograd.grad(loss, training.student.fc.weight)
+    training.run_epoch()
+    # The first step of SGD: the momentum buffer is the gradient plus decay.
+    expected = before - 0.05 * (gradient + 0.1 * before)
+    torch.testing.assert_close(training.student.fc.weight.detach(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_records_hold_the_mean_of_each_term_over_images_and_accuracy_in_percent(teacher):
+    ref, where = teacher
+    trial = config("kd", ref, epochs=1, lr=1e-12, batch_size=40, augment=False, momentum=0.0)
+    training = Training(trial, where)
+    record = training.run_epoch()
+    assert set(record.terms) == {"ce", "kd"}
+    assert record.epoch == 1
+    # With no learning to speak of, the terms are batch means weighted by 40, 40 and 16 images.
+    shown = training.train_indices[order(3, 1, 96)]
+    training.student.train()
+    total, right = 0.0, 0
+    for indices in shown.split(40):
+        images = training._plain(training.images.train_images, indices)
+        logits = training.student(images).logits
+        labels = training.images.train_labels[indices]
+        total += 0.1 * torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+        right += (logits.argmax(1) == labels).sum().item()
+    assert record.terms["ce"] == pytest.approx(total / 96, rel=1e-4)
+    assert record.train_acc == pytest.approx(100 * right / 96)
+
+
+def test_validation_split_is_evaluated_each_epoch_and_the_test_set_only_at_last():
+    training = Training(config("vanilla", epochs=3, val_size=12), Where())
+    records = []
+    while not training.done:
+        records.append(training.run_epoch())
+    assert [record.test_acc is None for record in records] == [True, True, False]
+    assert all(record.val_acc is not None for record in records)
+    result = training.result()
+    accs = [record.val_acc for record in records]
+    assert (result.best_split, result.best_acc) == ("val", max(accs))
+    assert result.best_epoch == accs.index(max(accs)) + 1
+    assert result.val_acc == records[-1].val_acc
+    assert result.n_train == 84
+    assert not set(training.train_indices.tolist()) & set(training.val_indices.tolist())
+
+
+def test_last_epoch_is_primary_and_best_epoch_is_recorded(monkeypatch):
+    accs = iter([50.0, 80.0, 80.0, 60.0])
+    monkeypatch.setattr(loop, "_accuracy", lambda logits, labels: next(accs))
+    training = Training(config("vanilla"), Where())
+    while not training.done:
+        training.run_epoch()
+    result = training.result()
+    assert (result.best_epoch, result.best_acc, result.best_split) == (2, 80.0, "test")
+    logits, labels = training.predictions("test")
+    assert result.test_top1 == pytest.approx(100 * (logits.argmax(1) == labels).double().mean().item())
+
+
+@pytest.mark.parametrize("lr", [1e30, 1e38])
+def test_nan_or_inf_stops_the_trial_as_diverged(lr):
+    with pytest.raises(DivergedError, match=r"the loss term 'ce' became (nan|inf) in epoch [12]"):
+        train(config("vanilla", lr=lr, epochs=2), Where(), lambda record: None)
+
+
+def test_train_tells_every_epoch_and_learns_the_bright_classes():
+    records: list[EpochRecord] = []
+    result = train(config("vanilla", epochs=6, lr=0.02), Where(), records.append)
+    assert [record.epoch for record in records] == [1, 2, 3, 4, 5, 6]
+    assert result.test_top1 > 60  # 33 by chance
+    assert result.train_seconds == pytest.approx(sum(record.seconds for record in records))
+    assert all(math.isfinite(value) for value in asdict(result).values() if isinstance(value, float))
+
+
+def test_teacher_in_eval_mode_is_untouched(teacher):
+    ref, where = teacher
+    training = Training(config("sp", ref, epochs=1), where)
+    before = {name: tensor.clone() for name, tensor in training.teacher.state_dict().items()}
+    training.run_epoch()
+    assert all(torch.equal(before[name], tensor) for name, tensor in training.teacher.state_dict().items())
+
+
+@pytest.mark.parametrize("method", ["vanilla", "fitnet+kd", "cid", "ipwd"])
+def test_bf16_runs_forward_in_bfloat16_and_terms_in_float32(method, teacher):
+    ref, where = teacher
+    training = Training(config(method, ref, epochs=2, precision="bf16"), where)
+    seen = []
+    training.student.conv1.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    batch = training._batch(torch.arange(8), views.draw(0, 1, 96, training.device), 1)
+    terms, _ = training._step(batch)
+    assert seen == [torch.bfloat16]
+    assert {term.dtype for term in terms.values()} == {torch.float32}
+
+
+def test_checkpoint_of_another_trial_is_refused():
+    training = Training(config("vanilla"), Where())
+    training.run_epoch()
+    with pytest.raises(ConfigError, match="the checkpoint must be of the trial .*, but is of"):
+        Training(config("vanilla", lr=0.01), Where(), training.pack())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_trial_runs_on_cuda(teacher):
+    ref, where = teacher
+    result = train(config("cid", ref), where.model_copy(update={"device": "cuda"}), lambda record: None)
+    assert math.isfinite(result.test_nll)

@@ -1,0 +1,131 @@
+"""kd-train as a person meets it: one trial from a file, resumed, refused, interrupted."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from kdtrain import checkpoint
+from kdtrain.__main__ import main
+
+TRIAL = """
+student = "resnet8"
+seed = 1
+[data]
+dataset = "fashion_mini"
+fraction = 0.01
+[train]
+epochs = 2
+precision = "bf16"
+[method]
+name = "vanilla"
+"""
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, tmp_path):
+    """Call kd-train on the text of a trial; (exit status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(text: str, *args: str) -> tuple[int, str, str]:
+        (tmp_path / "trial.toml").write_text(text)
+        monkeypatch.setattr(sys, "argv", ["kd-train", "trial.toml", "--cpus", "1", *args])
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def test_teacher_then_student_then_only_shown(call, tmp_path):
+    code, out, err = call(TRIAL, "-o", "teacher")
+    assert code == 0
+    assert [line.split(":")[0] for line in err.splitlines()] == ["epoch 1", "epoch 2"]
+    ended = json.loads(out)
+    assert checkpoint.identity("teacher/model.safetensors") == ended["trial_id"]
+    assert sorted(path.name for path in (tmp_path / "teacher").iterdir()) == ["model.safetensors", "result.json"]
+
+    student = TRIAL.replace('"vanilla"', '"kd"\nalpha = 0.5') + "[teacher]\nmodel = 'resnet8'\nweights = '{}'\n"
+    student = student.format("teacher/model.safetensors")
+    code, out, err = call(student)
+    assert code == 0
+    assert " kd " in err
+    code, again, err = call(student)
+    assert (code, again, err) == (0, out, "")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("epochs = 2", "epoch = 2", "error: unknown key 'epoch' at train.epoch. Did you mean 'epochs'?"),
+        ('"vanilla"', '"kd"', "error: method 'kd' needs a teacher (its logits), but got none."),
+        ('"vanilla"', '"kdd"', "error: unknown method 'kdd' at method.name. Did you mean 'kd'?"),
+        ('"resnet8"', '"resnet9"', "error: "),
+        ("0.01", "0.0", "error: data.fraction should be greater than 0, but got 0.0."),
+        ("[method]", "[teacher]\nmodel = 'resnet8'\nweights = 'absent'\n[method]\n", "error: unknown key"),
+        ("[data]", "[data", "error: trial.toml is not TOML"),
+    ],
+)
+def test_bad_trial_is_one_line_and_status_2(call, old, new, message):
+    text = TRIAL.replace(old, new, 1)
+    if "absent" in new:
+        text, message = text.replace('"vanilla"', '"kd"'), "error: teacher.weights must be a safetensors file"
+    code, out, err = call(text)
+    assert (code, out) == (2, "")
+    assert err.startswith(message)
+    assert len(err.splitlines()) == 1
+
+
+def test_missing_trial_file_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["kd-train", "absent.toml"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert capsys.readouterr().err == "error: cannot read the trial absent.toml: No such file or directory.\n"
+
+
+def test_folder_of_another_trial_is_refused(call):
+    assert call(TRIAL, "-o", "out")[0] == 0
+    code, _, err = call(TRIAL.replace("seed = 1", "seed = 2"), "-o", "out")
+    assert code == 2
+    assert err.startswith("error: out holds another trial")
+
+
+def test_half_done_trial_of_another_file_is_refused(call, tmp_path):
+    (tmp_path / "out").mkdir()
+    state = {"trial_id": "0" * 16, "student": {}, "method": {}, "optimizer": {}, "records": []}
+    (tmp_path / "out" / "checkpoint.pt").write_bytes(checkpoint.pack_state(state))
+    code, _, err = call(TRIAL, "-o", "out")
+    assert code == 2
+    assert err.startswith("error: the checkpoint must be of the trial")
+
+
+def test_divergence_is_told(call):
+    code, _, err = call(TRIAL.replace("[train]", "[train]\nlr = 1e30"))
+    assert code == 1
+    assert err.splitlines()[-1].startswith("diverged: the loss term 'ce' became")
+
+
+def test_interrupted_trial_goes_on_and_ends_as_if_it_had_not_been(tmp_path, call):
+    whole = json.loads(call(TRIAL.replace("epochs = 2", "epochs = 4"), "-o", "whole")[1])
+    command = [sys.executable, "-m", "kdtrain", "trial.toml", "--cpus", "1", "-o", "out"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "out" / "checkpoint.pt").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.splitlines()[-1].startswith("interrupted: run the same command again")
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stderr.startswith("going on after epoch")
+    resumed = json.loads(done.stdout)
+    times = {"train_seconds": 0.0}
+    assert {**resumed, **times} == {**whole, **times}
