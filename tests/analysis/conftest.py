@@ -73,6 +73,28 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
+# The methods' parameters in the papers, as the trainer writes them; CID's alpha and beta are those of the pair.
+_KD = {"gamma": 0.1, "alpha": 0.9, "tau": 4.0}
+_ADDED_KD = {**_KD, "alpha": 1.0}
+_CID = {"tau": 4.0, "centre_momentum": 0.0, "sr": True, "cr": True, "inv": True, "sr_loss": "nm_mse"}
+_CID_WEIGHTS = {"wrn_16_2": (65.0, 1.0), "resnet20": (10.0, 1.0), "mobilenet_v2": (33.0, 0.1)}
+PARAMS: dict[str, dict[str, Any]] = {
+    "kd": _KD,
+    "fitnet": {"beta": 100.0, "hint": 2},
+    "fitnet+kd": {"fitnet": {"beta": 100.0, "hint": 2}, "kd": _ADDED_KD},
+    "sp": {"beta": 3000.0},
+    "sp+kd": {"sp": {"beta": 3000.0}, "kd": _ADDED_KD},
+}
+
+
+def papers_params(method: str, student: str) -> dict[str, Any]:
+    """The full parameters of a method in its paper."""
+    if method == "cid":
+        alpha, beta = _CID_WEIGHTS.get(student, (8.0, 2.0))
+        return {"alpha": alpha, "beta": beta, **_CID}
+    return PARAMS.get(method, {})
+
+
 class Results:
     """A results folder under construction; trial ids are 0000000000000001, ...0002 and so on."""
 
@@ -90,7 +112,7 @@ class Results:
             row["teacher_id"] = None
         if row["status"] != "completed":
             row |= dict.fromkeys(NO_METRICS)
-        row["params"] = json.dumps(row["params"], sort_keys=True)
+        row["params"] = json.dumps({**papers_params(row["method"], row["student"]), **row["params"]}, sort_keys=True)
         assert set(row) == set(TRIALS.names)
         store = Store(self.path, sweep)
         store.write_trial(row)

@@ -100,10 +100,31 @@ def test_other_metrics(results, tables):
 
 
 def test_rows_that_differ_in_parameters_have_none(results, tables, teacher):
-    # At most one of them is the paper's, and it is not known which.
+    # At most one of them is the paper's, and of at it is not known which.
+    results.add(method="at+kd", params={"beta": 1.0}, **WRN)
+    results.add(method="at+kd", params={"beta": 2.0}, **WRN)
+    assert printed(tables, results, "at+kd") == []
+
+
+def test_of_rows_that_differ_in_parameters_the_papers_has_it(results, tables, teacher):
     results.add(method="cid", params={"alpha": 1.0}, **WRN)
-    results.add(method="cid", params={"alpha": 2.0}, **WRN)
+    results.add(method="cid", **WRN)
+    assert printed(tables, results, "cid") == [CID]
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{"alpha": 10.0}, {"beta": 2.0}, {"tau": 1.0}, {"sr": False}, {"cr": False}, {"inv": False}, {"sr_loss": "mse"}],
+    ids=lambda params: next(iter(params)),
+)
+def test_other_parameters_are_another_experiment(results, tables, teacher, params):
+    results.add(method="cid", params=params, **WRN)
     assert printed(tables, results, "cid") == []
+
+
+def test_parameters_of_the_parts_count_too(results, tables, teacher):
+    results.add(method="fitnet+kd", params={"kd": {"gamma": 0.1, "alpha": 0.5, "tau": 4.0}}, **WRN)
+    assert printed(tables, results, "fitnet+kd") == []
 
 
 def test_rows_that_differ_in_the_recipe_have_it_where_it_agrees(results, tables, teacher):
