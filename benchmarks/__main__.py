@@ -1,0 +1,43 @@
+"""python -m benchmarks [steps|trials|share]: what kdsweep costs, measured on this machine in one run.
+
+Nothing here is a test: times differ between machines. What is held to are ratios of times of one run.
+"""
+
+import sys
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from benchmarks import machine, share, steps, trials
+
+
+class Name(StrEnum):
+    """The benchmarks."""
+
+    STEPS = "steps"
+    TRIALS = "trials"
+    SHARE = "share"
+
+
+BENCHMARKS = {Name.STEPS: steps.measure, Name.TRIALS: trials.measure, Name.SHARE: share.measure}
+
+
+def main(
+    names: Annotated[list[Name] | None, typer.Argument(help="Which ones; all without it.")] = None,
+) -> None:
+    """Measure and print tables.
+
+    Example: python -m benchmarks steps
+    """
+    console = Console() if sys.stdout.isatty() else Console(width=120)
+    console.print(machine.facts(), highlight=False, soft_wrap=True)
+    for name in names or list(Name):
+        for table in BENCHMARKS[name]():
+            console.print()
+            console.print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
