@@ -1,166 +1,17 @@
-"""kd-train: one trial in this process, with checkpoint and resume."""
+"""The command kd-train, also as `python -m kdtrain`."""
 
-import json
-import os
 import sys
-import tomllib
-from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated, Any
-
-import typer
-from pydantic import ConfigDict
-
-from kdtrain.build import check, trial_id
-from kdtrain.checkpoint import identity, write_file
-from kdtrain.config import (
-    ConfigError,
-    DataConfig,
-    Frozen,
-    MethodRef,
-    Recipe,
-    Seed,
-    TeacherRef,
-    TrialConfig,
-    Where,
-    parse,
-)
-from kdtrain.loop import Training
-from kdtrain.methods import needs, resolve
-from kdtrain.record import DivergedError, EpochRecord, TrialResult
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-BAD_INPUT = 2
-INTERRUPTED = 130  # 128 + SIGINT, as shells do
-
-
-class DataTable(DataConfig):
-    """[data]: the images, and where they lie."""
-
-    root: str = "data"
-    download: bool = False
-
-
-class TeacherTable(Frozen):
-    """[teacher]: its architecture and a safetensors file of its weights, such as kd-train writes."""
-
-    model: str
-    weights: str
-
-
-class MethodTable(Frozen):
-    """[method]: a name, and its parameters beside it."""
-
-    model_config = ConfigDict(extra="allow")
-
-    name: str
-
-
-class TrialFile(Frozen):
-    """A trial as TOML."""
-
-    student: str
-    seed: Seed = 0
-    view_seed: Seed | None = None
-    data: DataTable
-    train: Recipe = Recipe()
-    teacher: TeacherTable | None = None
-    method: MethodTable
-
-
-@app.command()
-def train(
-    trial_file: Annotated[Path, typer.Argument(metavar="TRIAL", help="The trial's TOML file.")],
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Folder for weights and results; default runs/<trial id>.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto: cuda if there is one.")] = "auto",
-    cpus: Annotated[int, typer.Option(help="Threads.", min=1)] = os.cpu_count() or 1,
-) -> None:
-    """Train the student of TRIAL. A run that was stopped goes on from its last epoch; an ended one is only shown.
-
-    Example: kd-train trial.toml -o runs/first
-    """
-    trial, where = read(trial_file)
-    where = where.model_copy(update={"device": device, "cpus": cpus})
-    folder = out or Path("runs") / trial_id(trial)
-    result_file = folder / "result.json"
-    if result_file.exists():
-        ended = json.loads(result_file.read_text())
-        if ended["trial_id"] != trial_id(trial):
-            raise ConfigError(f"{folder} holds another trial ({ended['trial_id']}): choose another folder with -o.")
-        typer.echo(result_file.read_text())
-        return
-    try:
-        result = _train(trial, where, folder)
-    except KeyboardInterrupt:
-        typer.echo("interrupted: run the same command again to go on after the last whole epoch.", err=True)
-        raise typer.Exit(INTERRUPTED) from None
-    told = {"trial_id": trial_id(trial), **asdict(result)}
-    write_file(json.dumps(told, indent=2).encode(), result_file)
-    typer.echo(result_file.read_text())
-
-
-def read(path: Path) -> tuple[TrialConfig, Where]:
-    """The trial in a TOML file, completely checked; ConfigError if a rule is broken."""
-    try:
-        tables: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the trial {path}: {error.strerror}.") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not TOML: {error}.") from None
-    file = parse(TrialFile, tables)
-    method = MethodRef(name=file.method.name, params=file.method.model_extra or {})
-    resolve(method, "method.name")
-    teacher, weights = None, None
-    if file.teacher is not None and needs(method):
-        weights = file.teacher.weights
-        teacher = TeacherRef(model=file.teacher.model, id=identity(weights))
-    trial = TrialConfig(
-        data=DataConfig(**file.data.model_dump(include=set(DataConfig.model_fields))),
-        train=file.train,
-        teacher=teacher,
-        student=file.student,
-        method=method,
-        seed=file.seed,
-        view_seed=file.view_seed,
-    )
-    check(trial)
-    return trial, Where(data_root=file.data.root, download=file.data.download, teacher_weights=weights)
-
-
-def _train(trial: TrialConfig, where: Where, folder: Path) -> TrialResult:
-    """Train to the end, leaving a checkpoint after each epoch and the weights at last."""
-    state = folder / "checkpoint.pt"
-    training = Training(trial, where, state.read_bytes() if state.exists() else None)
-    if training.records:
-        typer.echo(f"going on after epoch {training.records[-1].epoch}", err=True)
-    while not training.done:
-        typer.echo(_line(training.run_epoch()), err=True)
-        write_file(training.pack(), state)
-    write_file(training.weights(), folder / "model.safetensors")
-    result = training.result()
-    state.unlink()
-    return result
-
-
-def _line(record: EpochRecord) -> str:
-    terms = " ".join(f"{name} {value:.4f}" for name, value in record.terms.items())
-    accs = {"train": record.train_acc, "val": record.val_acc, "test": record.test_acc}
-    shown = " ".join(f"{name} {acc:.2f} %" for name, acc in accs.items() if acc is not None)
-    return f"epoch {record.epoch}: lr {record.lr:g} {terms} {shown} ({record.seconds:.1f} s)"
 
 
 def main() -> None:
-    """Entry point: errors of ours become one line on stderr and a non-zero exit status."""
+    """Run it; where a package that it needs is not installed, say how to install it."""
     try:
-        app()
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
-    except DivergedError as error:
-        print(f"diverged: {error}", file=sys.stderr)
-        sys.exit(1)
+        from kdtrain import cli
+
+        cli.main()
+    except ModuleNotFoundError as error:
+        print(f"error: kd-train needs {error.name}: pip install 'kdsweep[train]'.", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

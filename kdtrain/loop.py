@@ -80,11 +80,11 @@ class Training:
         # Whatever a method draws depends on (seed, epoch) only, so a resumed run draws the same.
         torch.manual_seed(int(np.random.SeedSequence([self.trial.seed, epoch]).generate_state(1, np.uint64)[0]))
         terms, train_acc = self._train_epoch(epoch)
-        val_acc = _accuracy(*self.predictions("val")) if len(self.val_indices) else None
+        val_acc = metrics.top1(*self.predictions("val")) if len(self.val_indices) else None
         test_acc = None
         if val_acc is None or epoch == self.recipe.epochs:
             self.last = self.predictions("test")
-            test_acc = _accuracy(*self.last)
+            test_acc = metrics.top1(*self.last)
         seconds = time.perf_counter() - start
         record = EpochRecord(
             epoch=epoch, lr=lr, terms=terms, train_acc=train_acc, val_acc=val_acc, test_acc=test_acc, seconds=seconds
@@ -241,11 +241,6 @@ class _Plain:
             images = training._plain(training.images.train_images, indices)
             batch = Batch(images, training.images.train_labels[indices], indices, 0)
             yield batch, training._teach(images)
-
-
-def _accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Top-1 in percent."""
-    return 100 * (logits.argmax(1) == labels).double().mean().item()
 
 
 def _device(where: Where) -> torch.device:

@@ -31,17 +31,24 @@ def evaluate(logits: Tensor, labels: Tensor) -> Metrics:
         raise ValueError("evaluate needs at least one image, but got none.")
     log_probs = F.log_softmax(logits, dim=1)
     probs = log_probs.exp().double()
-    top = logits.topk(min(5, logits.shape[1]), dim=1).indices
-    hits = top == labels[:, None]
+    top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices
     return Metrics(
-        top1=_percent(hits[:, 0]),
-        top5=_percent(hits.any(dim=1)),
+        top1=top1(logits, labels),
+        top5=_percent((top5 == labels[:, None]).any(dim=1)),
         nll=F.nll_loss(log_probs.double(), labels).item(),
         ece=ece(probs, labels),
         aurc=aurc(probs, labels),
         eaurc=eaurc(probs, labels),
-        class_recall=class_recall(top[:, 0], labels, logits.shape[1]),
+        class_recall=class_recall(logits.argmax(1), labels, logits.shape[1]),
     )
+
+
+def top1(logits: Tensor, labels: Tensor) -> float:
+    """The share of images, in percent, whose largest logit is the label's; of equal logits the first counts.
+
+    (The order of equal logits in topk differs, and bfloat16 logits are equal often.) `logits`: [N, K]; `labels`: [N].
+    """
+    return _percent(logits.argmax(1) == labels)
 
 
 def ece(probs: Tensor, labels: Tensor, bins: int = 10) -> float:

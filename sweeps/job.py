@@ -11,6 +11,13 @@ from sweeps.spec import Spec, sha256
 from sweeps.store import TEACHERS, Store
 
 
+def describe(trial: TrialConfig) -> str:
+    """A trial in a few words: method with the parameters that are not its defaults, networks, fraction, seed."""
+    method = " ".join([trial.method.name, *(f"{key}={value}" for key, value in trial.method.params.items())])
+    teacher = f"{trial.teacher.model}/" if trial.teacher else ""
+    return f"{method} {teacher}{trial.student} fraction {trial.data.fraction:g} seed {trial.seed}"
+
+
 class Job(Frozen):
     """One trial as it is sent to a worker."""
 
@@ -25,6 +32,11 @@ class Job(Frozen):
     def teacher_id(self) -> str | None:
         """The id of the teacher that must be trained before; None where there is none."""
         return self.trial.teacher.id if self.trial.teacher else None
+
+    @property
+    def label(self) -> str:
+        """The trial in a few words."""
+        return describe(self.trial) if self.role == "student" else f"teacher {self.trial.student}"
 
     @property
     def store(self) -> Store:

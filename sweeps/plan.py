@@ -83,12 +83,13 @@ def _trial(spec: Spec, axes: Axes, method: MethodRef, used: set[int]) -> tuple[T
     for i, override in enumerate(spec.override):
         if _matches(override, {**axes, "teacher": teacher_name, "student": student}, i):
             used.add(i)
+            if both := override.set.keys() & (axes.keys() - {"pair", "method", "fraction", "seed"}):
+                key = min(both)
+                raise ConfigError(
+                    f"override[{i}].set must leave axes of the grid alone, but sets {key} (an axis there)."
+                )
             _apply(override, i, recipe, params, method.name)
-    images: dict[str, Any] = {
-        "dataset": spec.data.dataset,
-        "subset_seed": spec.data.subset_seed,
-        "val_size": spec.data.val_size,
-    }
+    images = spec.data.model_dump(include={"dataset", "subset_seed", "val_size"})
     teacher, ref = None, None
     if teacher_name is not None and needs(method):
         teacher = TrialConfig(

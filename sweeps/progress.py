@@ -1,7 +1,7 @@
 """What a person sees while a sweep runs: one live display on a terminal, one line a minute elsewhere."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any, Self
 
 from ray.tune import Callback
@@ -23,11 +23,13 @@ class Progress(Callback):
     """Follows Tune's trials. `jobs`: Tune's trial ids to jobs, filled by the searcher.
 
     `todo`: the ids of all jobs to run with their weights, proportional to the time they are thought to take.
-    `done`: how many trials earlier runs had finished.
+    `teachers`: those of them that are teachers'. `done`: how many trials earlier runs had finished.
     """
 
-    def __init__(self, console: Console, jobs: Mapping[str, Job], todo: Mapping[str, float], done: int) -> None:
-        self.console, self.jobs, self.todo, self.before = console, jobs, todo, done
+    def __init__(
+        self, console: Console, jobs: Mapping[str, Job], todo: Mapping[str, float], teachers: Set[str], done: int
+    ) -> None:
+        self.console, self.jobs, self.todo, self.teachers, self.before = console, jobs, todo, teachers, done
         self.ended: dict[str, str] = {}  # job id to status
         self.running: dict[str, tuple[Job, dict[str, Any]]] = {}  # job id to its last result
         self.store_error: str | None = None
@@ -79,7 +81,7 @@ class Progress(Callback):
 
     def line(self) -> str:
         """Progress as one line of text."""
-        running = [f"{_name(job)} {_state(job, result)}" for job, result in self.running.values()]
+        running = [f"{job.label} {_state(job, result)}" for job, result in self.running.values()]
         parts = [part for part in (self._count(), self._bad(), *running, self._left()) if part]
         return f"[{duration(time.monotonic() - self.start)}] " + ", ".join(parts)
 
@@ -90,7 +92,7 @@ class Progress(Callback):
         head.add_row(bar, self._count(), Text(self._bad(), style="red"), self._left() or "starting")
         rows = Table.grid(padding=(0, 2))
         for job, result in self.running.values():
-            rows.add_row("", _name(job), _state(job, result))
+            rows.add_row("", job.label, _state(job, result))
         return Group(head, rows)
 
     def _end(self, job: Job, status: str) -> None:
@@ -98,7 +100,11 @@ class Progress(Callback):
         self.ended[job.id] = status
 
     def _count(self) -> str:
-        return f"{self.before + len(self.ended)}/{self.before + len(self.todo)} trials done"
+        done, todo = (len(ids.keys() - self.teachers) + self.before for ids in (self.ended, self.todo))
+        trials = f"{done}/{todo} trials done"
+        if not self.teachers:
+            return trials
+        return f"{len(self.ended.keys() & self.teachers)}/{len(self.teachers)} teachers and {trials}"
 
     def _bad(self) -> str:
         bad = sum(status in (Status.FAILED, Status.DIVERGED) for status in self.ended.values())
@@ -114,14 +120,6 @@ class Progress(Callback):
             return ""
         elapsed = time.monotonic() - self.start
         return f"about {duration(max(0.0, elapsed * (sum(self.todo.values()) / done - 1)))} left"
-
-
-def _name(job: Job) -> str:
-    trial = job.trial
-    if job.role == "teacher":
-        return f"teacher {trial.student}"
-    teacher = f"{trial.teacher.model}/" if trial.teacher else ""
-    return f"{trial.method.name} {teacher}{trial.student} fraction {trial.data.fraction:g} seed {trial.seed}"
 
 
 def _state(job: Job, result: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import socket
 import tempfile
 import warnings
 from collections.abc import Iterable
@@ -20,6 +21,7 @@ import ray
 from ray import tune
 from rich.console import Console
 
+from kdtrain.config import ConfigError
 from sweeps import rows
 from sweeps.cost import Cost
 from sweeps.job import Job, Missing
@@ -30,6 +32,8 @@ from sweeps.spec import RunTable
 from sweeps.store import StoreError
 from sweeps.trainable import TrialTrainable
 
+PENDING = 16  # trials that wait for workers where the cluster has none yet
+
 
 def run(todo: Missing, table: RunTable, cost: Cost, console: Console, trainable: type = TrialTrainable) -> list[Job]:
     """Run all missing jobs; returns those that were not run because their teacher failed.
@@ -37,7 +41,8 @@ def run(todo: Missing, table: RunTable, cost: Cost, console: Console, trainable:
     StoreError if results cannot be written; KeyboardInterrupt passes through.
     """
     search = PlannedSearch(todo.jobs, todo.trained)
-    progress = Progress(console, search.jobs, cost.weights(todo.jobs), todo.done)
+    teachers = {job.id for job in todo.jobs if job.role == "teacher"}
+    progress = Progress(console, search.jobs, cost.weights(todo.jobs), teachers, todo.done)
     scratch = tempfile.mkdtemp(prefix="kdsweep-tune-")
     try:
         with progress:
@@ -54,6 +59,16 @@ def run(todo: Missing, table: RunTable, cost: Cost, console: Console, trainable:
 
 def _start_ray() -> None:
     """Join the cluster that RAY_ADDRESS names or that runs on this machine; else start one here."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal():  # Ray itself would try for minutes and print pages
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as error:
+            reason = error.strerror or error
+            raise ConfigError(
+                f"RAY_ADDRESS must name a running cluster, but {address} does not answer ({reason})."
+            ) from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Ray announces changes of later releases at every start
         ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
@@ -65,7 +80,9 @@ def _fit(search: PlannedSearch, progress: Progress, table: RunTable, scratch: st
     cluster = ray.cluster_resources()
     gpus = table.gpus if table.gpus is not None else min(1.0, cluster.get("GPU", 0))
     # All workers start at once: by default Tune asks for the next trial when the last one's worker is up.
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(1, int(cluster["CPU"] // table.cpus)))
+    # Where no worker is up yet, the trials that wait tell the autoscaler how many to start.
+    slots = int(cluster.get("CPU", 0) // table.cpus)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots or PENDING)
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": table.cpus, "gpu": gpus}),
         tune_config=tune.TuneConfig(

@@ -10,7 +10,7 @@ from rich.table import Table
 from kdtrain.config import canonical
 from sweeps import store as stores
 from sweeps.cost import Cost, Row, duration
-from sweeps.job import Missing, missing
+from sweeps.job import Missing, describe, missing
 from sweeps.plan import Cell, Plan
 from sweeps.schema import Status
 from sweeps.spec import Spec
@@ -62,10 +62,9 @@ def show_status(spec: Spec, plan: Plan, console: Console) -> None:
         for key, changed in sorted(begun.items(), key=lambda item: -item[1]):
             trial, row = trials[key], last[key]
             acc = row["val_acc"] if row["val_acc"] is not None else row["test_acc"]
-            name = f"{trial.method.name} {trial.student} fraction {trial.data.fraction:g} seed {trial.seed}"
             ago = duration(max(0.0, time.time() - changed))
             epoch = f"epoch {row['epoch']}/{trial.train.epochs}"
-            console.print(f"  {key} {name}: {epoch}, {acc:.1f} %, {ago} ago", soft_wrap=True)
+            console.print(f"  {key} {describe(trial)}: {epoch}, {acc:.1f} %, {ago} ago", soft_wrap=True)
 
 
 def _cells_table(plan: Plan, absent: set[str]) -> Table:
@@ -89,7 +88,9 @@ def _estimate(spec: Spec, todo: Missing) -> str:
     slots = max(1, (os.cpu_count() or 1) // spec.run.cpus)
     slots = min(slots, spec.run.max_concurrent or slots)
     seconds, unknown = learned_cost(spec.run.results).total([job.trial for job in todo.jobs], spec.run.cpus)
+    teachers = sum(job.role == "teacher" for job in todo.jobs)
+    what = f"{len(todo.jobs) - teachers} trials and {teachers} teachers to run"
     if unknown == len(todo.jobs):
-        return f"{len(todo.jobs)} to run; how long they take is known once like trials have ended."
-    text = f"{len(todo.jobs)} to run: about {duration(seconds / slots)} on this machine, {slots} at a time"
+        return f"{what}; how long they take is known once like trials have ended."
+    text = f"{what}: about {duration(seconds / slots)} on this machine, {slots} at a time"
     return f"{text}, and {unknown} unlike any trial so far." if unknown else f"{text}."

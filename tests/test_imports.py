@@ -21,10 +21,10 @@ def modules_after(statement: str) -> set[str]:
 @pytest.mark.parametrize(
     ("statement", "allowed", "forbidden"),
     [
-        ("import kdtrain.__main__", {"torch"}, {"ray", "pyarrow", "sweeps", "analysis"}),
+        ("import kdtrain.cli", {"torch"}, {"ray", "pyarrow", "sweeps", "analysis"}),
         ("import sweeps.store", {"pyarrow"}, {"ray", "torch", "kdtrain", "analysis"}),
-        ("import sweeps.__main__", {"torch", "pyarrow"}, {"ray", "analysis"}),  # plan and status start at once
-        ("import analysis.__main__, analysis.html", {"pyarrow"}, {"ray", "torch", "kdtrain", "sweeps.spec"}),
+        ("import sweeps.cli", {"torch", "pyarrow"}, {"ray", "analysis"}),  # plan and status start at once
+        ("import analysis.cli, analysis.html", {"pyarrow"}, {"ray", "torch", "kdtrain", "sweeps.spec"}),
     ],
 )
 def test_layer_loads_only_what_it_may(statement, allowed, forbidden):
@@ -46,3 +46,19 @@ def imported(path: Path) -> set[str]:
 def test_only_these_files_import_ray():
     files = [path for package in ("kdtrain", "sweeps", "analysis") for path in (ROOT / package).rglob("*.py")]
     assert {str(path.relative_to(ROOT)) for path in files if "ray" in imported(path)} == RAY_FILES
+
+
+@pytest.mark.parametrize(
+    ("package", "command", "absent", "extra"),
+    [
+        ("kdtrain", "kd-train", "torch", "train"),
+        ("sweeps", "kd-sweep", "torch", "sweep"),
+        ("analysis", "kd-report", "pandas", "report"),
+    ],
+)
+def test_missing_extra_is_one_line_that_says_how_to_install_it(package, command, absent, extra):
+    code = f"import sys; sys.modules['{absent}'] = None; sys.argv = ['x', 'table', '.']; import runpy; "
+    code += f"runpy.run_module('{package}', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == f"error: {command} needs {absent}: pip install 'kdsweep[{extra}]'.\n"

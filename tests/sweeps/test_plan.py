@@ -137,12 +137,7 @@ def test_plan_of_two_grids_is_the_union_of_their_plans():
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        "[run]\ncpus = 2\n",
-        "[run]\nresults = 'elsewhere'\nmax_concurrent = 1\n",
-        "[run]\nmax_failures = 0\ngpus = 0.5\n",
-    ],
+    "change", ["cpus = 2", "results = 'elsewhere'\nmax_concurrent = 1", "max_failures = 0\ngpus = 0.5"]
 )
 def test_where_and_how_fast_are_no_part_of_identity(change):
     grid = '[grid]\npair = ["resnet14/resnet8"]\nmethod = ["kd"]\nseed = [1]\n'

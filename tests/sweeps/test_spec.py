@@ -87,6 +87,10 @@ def test_bad_input_names_rule_key_and_value(old, new, message):
         ("when = { method = 'kd' }\nset = { alhpa = 0.1 }", r"unknown key 'alhpa' at override\[0\]\.set"),
         ("when = { method = 'kd' }\nset = { alpha = -1.0 }", r"kd\.alpha should be greater than or equal to 0"),
         ("when = { method = 'kd' }\nset = { lr = -1.0 }", r"train\.lr should be greater than 0, but got -1"),
+        (
+            "when = { method = 'kd' }\nset = { tau = 1.0 }\n[grid.kd]\ntau = [2.0]",
+            r"override\[0\]\.set must leave axes of the grid alone, but sets tau",
+        ),
         ("set = { alpha = 1.0 }", r"unknown key 'alpha' at override\[0\]\.set.*method = vanilla"),
     ],
 )

@@ -1,0 +1,130 @@
+"""kd-sweep: plan, run and watch sweeps."""
+
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from kdtrain.config import ConfigError
+from sweeps import changes, plan, show, spec
+from sweeps.job import Missing, missing
+from sweeps.schema import Status
+from sweeps.store import TEACHERS, Store, StoreError
+
+app = typer.Typer(
+    help="Plan, run and watch sweeps of distillation trials.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="The sweep's TOML file.")]
+Results = Annotated[str | None, typer.Option("--results", help="Folder or URI for results instead of run.results.")]
+Planned = tuple[spec.Spec, str, plan.Plan]
+
+BAD_INPUT = 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells do
+
+
+@app.command("plan")
+def plan_command(spec_file: SpecFile, results: Results = None) -> None:
+    """Print the trials of SPEC, what is done and what is missing. Starts nothing.
+
+    Example: kd-sweep plan sweeps/specs/demo.toml
+    """
+    show.show_plan(*_load(spec_file, results), Console(highlight=False))
+
+
+@app.command("run")
+def run_command(
+    spec_file: SpecFile,
+    results: Results = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Run failed and diverged trials again, too.")
+    ] = False,
+) -> None:
+    """Run the trials of SPEC that are missing. Stop it as you like: run it again and it goes on.
+
+    Example: kd-sweep run sweeps/specs/demo.toml
+    """
+    console = Console(highlight=False)
+    try:
+        planned = _load(spec_file, results)
+        failed = _run(planned[0], _prepare(planned, retry_failed), console)
+    except KeyboardInterrupt:
+        console.print("interrupted: what has ended is stored; run the same command again to go on.", soft_wrap=True)
+        raise typer.Exit(INTERRUPTED) from None
+    failed |= _report(planned, console)
+    raise typer.Exit(1 if failed else 0)
+
+
+@app.command("status")
+def status_command(spec_file: SpecFile, results: Results = None) -> None:
+    """Print how far the sweep of SPEC is, from its result files alone; also while it runs.
+
+    Example: kd-sweep status sweeps/specs/demo.toml
+    """
+    loaded, _, planned = _load(spec_file, results)
+    show.show_status(loaded, planned, Console(highlight=False))
+
+
+def _load(path: Path, results: str | None) -> Planned:
+    loaded, text = spec.read(path)
+    if results is not None:
+        loaded = loaded.model_copy(update={"run": loaded.run.model_copy(update={"results": results})})
+    return loaded, text, plan.expand(loaded)
+
+
+def _prepare(planned: Planned, retry_failed: bool) -> Missing:
+    """All that can go wrong before anything starts: a changed spec, results that cannot be written, no data."""
+    loaded, text, whole = planned
+    own = Store(loaded.run.results, loaded.sweep.name)
+    changes.check(loaded, text, whole, own)
+    todo = missing(loaded, text, whole, retry_failed)
+    if todo.jobs:
+        own.probe()
+        Store(loaded.run.results, TEACHERS).probe()
+        spec.check_data(loaded)
+    own.write_bytes(text.encode(), "spec.toml")
+    return todo
+
+
+def _run(loaded: spec.Spec, todo: Missing, console: Console) -> bool:
+    """Run what is missing; whether a trial could not be run."""
+    blocked = todo.blocked
+    if todo.jobs:
+        from sweeps.run import run  # imports Ray, which takes seconds
+
+        blocked = [*blocked, *run(todo, loaded.run, show.learned_cost(loaded.run.results), console)]
+    for teacher, count in Counter(job.trial.teacher.model for job in blocked if job.trial.teacher).items():
+        console.print(f"{count} trials were not run, because their teacher {teacher} failed.", soft_wrap=True)
+    return bool(blocked)
+
+
+def _report(planned: Planned, console: Console) -> bool:
+    """Say how the trials of the plan ended; whether any failed."""
+    loaded, _, whole = planned
+    own, teachers = Store(loaded.run.results, loaded.sweep.name), Store(loaded.run.results, TEACHERS)
+    rows = own.read_trials(whole.trials).to_pylist()
+    counts = Counter(row["status"] for row in rows)
+    told = ", ".join(f"{counts[status]} {status}" for status in Status if counts[status]) or "none has ended"
+    console.print(f"{loaded.sweep.name}: {told}, of {len(whole.trials)} trials.", soft_wrap=True)
+    bad = [row for row in rows + teachers.read_trials(whole.teachers).to_pylist() if row["status"] == Status.FAILED]
+    for row in bad:
+        reason = (row["error"] or "").strip().rpartition("\n")[2]
+        console.print(f"failed: {row['trial_id']} {row['method']} {row['student']}: {reason}", soft_wrap=True)
+    if bad:
+        console.print("kd-sweep run --retry-failed runs failed and diverged trials again.", soft_wrap=True)
+    console.print(f"table: kd-report table {own.url}", soft_wrap=True)
+    return bool(bad)
+
+
+def main() -> None:
+    """Entry point: errors of ours become one line on stderr and exit status 2."""
+    try:
+        app()
+    except (ConfigError, StoreError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
