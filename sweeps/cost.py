@@ -47,13 +47,3 @@ class Cost:
         """The seconds of all trials for which they are known, and the number of those for which they are not."""
         known = [self.seconds(trial, cpus) for trial in trials]
         return sum(seconds for seconds in known if seconds is not None), known.count(None)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as text: 45 s, 3 min 20 s, 2 h 05 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

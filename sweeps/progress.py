@@ -12,9 +12,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from sweeps.cost import duration
 from sweeps.job import Job
 from sweeps.schema import Status
+from sweeps.words import count, duration
 
 LINE_SECONDS = 60.0
 
@@ -104,7 +104,7 @@ class Progress(Callback):
         trials = f"{done}/{todo} trials done"
         if not self.teachers:
             return trials
-        return f"{len(self.ended.keys() & self.teachers)}/{len(self.teachers)} teachers and {trials}"
+        return f"{len(self.ended.keys() & self.teachers)}/{count(len(self.teachers), 'teacher')} and {trials}"
 
     def _bad(self) -> str:
         bad = sum(status in (Status.FAILED, Status.DIVERGED) for status in self.ended.values())

@@ -9,12 +9,13 @@ from rich.table import Table
 
 from kdtrain.config import canonical
 from sweeps import store as stores
-from sweeps.cost import Cost, Row, duration
+from sweeps.cost import Cost, Row
 from sweeps.job import Missing, describe, missing
 from sweeps.plan import Cell, Plan
 from sweeps.schema import Status
 from sweeps.spec import Spec
 from sweeps.store import TEACHERS, Store
+from sweeps.words import count, duration
 
 COST_COLUMNS = [
     "dataset", "student", "teacher", "method", "precision", "cpus", "fraction", "train_seconds", "epochs_done",
@@ -33,7 +34,7 @@ def show_plan(spec: Spec, text: str, plan: Plan, console: Console) -> None:
     """Print the cells of a sweep, what is done, what is missing and how long that may take."""
     todo = missing(spec, text, plan, retry_failed=False)
     absent = {job.id for job in todo.jobs}
-    title = f"{spec.sweep.name}: {len(plan.trials)} trials of {spec.data.dataset}"
+    title = f"{spec.sweep.name}: {count(len(plan.trials), 'trial')} of {spec.data.dataset}"
     console.print(f"{title} ({spec.sweep.cites})" if spec.sweep.cites else title, soft_wrap=True)
     console.print(_cells_table(plan, absent))
     for key, teacher in plan.teachers.items():
@@ -89,7 +90,7 @@ def _estimate(spec: Spec, todo: Missing) -> str:
     slots = min(slots, spec.run.max_concurrent or slots)
     seconds, unknown = learned_cost(spec.run.results).total([job.trial for job in todo.jobs], spec.run.cpus)
     teachers = sum(job.role == "teacher" for job in todo.jobs)
-    what = f"{len(todo.jobs) - teachers} trials and {teachers} teachers to run"
+    what = f"{count(len(todo.jobs) - teachers, 'trial')} and {count(teachers, 'teacher')} to run"
     if unknown == len(todo.jobs):
         return f"{what}; how long they take is known once like trials have ended."
     text = f"{what}: about {duration(seconds / slots)} on this machine, {slots} at a time"

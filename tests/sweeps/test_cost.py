@@ -3,7 +3,8 @@
 import pytest
 
 from kdtrain.config import DataConfig, MethodRef, Recipe, TrialConfig
-from sweeps.cost import Cost, duration
+from sweeps.cost import Cost
+from sweeps.words import count, duration
 
 
 def trial(fraction: float, epochs: int, method: str = "vanilla") -> TrialConfig:
@@ -36,3 +37,7 @@ def test_median_of_like_trials_then_scaled_by_fraction_then_unknown():
 )
 def test_duration(seconds, text):
     assert duration(seconds) == text
+
+
+def test_count():
+    assert [count(number, "trial") for number in (0, 1, 2)] == ["0 trials", "1 trial", "2 trials"]

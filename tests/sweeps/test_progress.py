@@ -44,7 +44,7 @@ def test_line_tells_done_running_with_epoch_and_accuracy_bad_and_time_left(jobs,
     tell(progress, "on_trial_start", teacher)
     tell(progress, "on_trial_start", vanilla)
     assert progress.line() == (
-        "[0 s] 0/1 teachers and 2/6 trials done, teacher resnet8 epoch 0/1, "
+        "[0 s] 0/1 teacher and 2/6 trials done, teacher resnet8 epoch 0/1, "
         "vanilla resnet8 fraction 0.02 seed 1 epoch 0/2"
     )
     clock.now += 60
@@ -54,7 +54,7 @@ def test_line_tells_done_running_with_epoch_and_accuracy_bad_and_time_left(jobs,
     tell(progress, "on_trial_result", kd, epoch=1, acc=33.333)
     # 2.5 of 5 equal jobs took 60 s, so the other 2.5 take as long.
     assert progress.line() == (
-        "[1 min 00 s] 1/1 teachers and 3/6 trials done, 1 failed or diverged, "
+        "[1 min 00 s] 1/1 teacher and 3/6 trials done, 1 failed or diverged, "
         "kd resnet8/resnet8 fraction 0.02 seed 1 epoch 1/2 33.3 %, about 1 min 00 s left"
     )
 
@@ -75,7 +75,7 @@ def test_live_display_on_a_terminal(jobs, clock):
     tell(progress, "on_trial_result", jobs[1], epoch=1, acc=20.0)
     progress.console.print(progress.render())
     shown = out.getvalue()
-    assert "0/1 teachers and 0/4 trials done" in shown
+    assert "0/1 teacher and 0/4 trials done" in shown
     assert "vanilla resnet8 fraction 0.02 seed 1" in shown
     assert "epoch 1/2 20.0 %" in shown
 
@@ -89,7 +89,7 @@ def test_idle_workers_are_not_shown_and_dead_ones_count_as_failed(jobs, clock):
     tell(progress, "on_trial_start", jobs[1])
     tell(progress, "on_trial_error", jobs[1])
     assert progress.dead == {jobs[1].id}
-    assert progress.line().startswith("[0 s] 0/1 teachers and 1/4 trials done, 1 failed or diverged")
+    assert progress.line().startswith("[0 s] 0/1 teacher and 1/4 trials done, 1 failed or diverged")
 
 
 def test_store_error_is_kept(jobs, clock):
