@@ -103,7 +103,5 @@ def _above_root(results: str) -> bool:
 
 
 def _folders(results: str) -> list[str]:
-    try:
-        return [] if _above_root(results) else sweeps(results)
-    except NotADirectoryError:
-        return []
+    no_folder = _above_root(results) or os.path.isfile(os.path.expanduser(results))
+    return [] if no_folder else sweeps(results)

@@ -84,11 +84,13 @@ def train(
     trial, where = read(trial_file)
     where = where.model_copy(update={"device": device, "cpus": cpus})
     folder = out or Path("runs") / trial_id(trial)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"-o must name a folder, but got the file {folder}.")
     result_file = folder / "result.json"
     if result_file.exists():
-        ended = json.loads(result_file.read_text())
-        if ended["trial_id"] != trial_id(trial):
-            raise ConfigError(f"{folder} holds another trial ({ended['trial_id']}): choose another folder with -o.")
+        ended = _ended_id(result_file)
+        if ended != trial_id(trial):
+            raise ConfigError(f"{folder} holds another trial ({ended}): choose another folder with -o.")
         typer.echo(result_file.read_text())
         return
     try:
@@ -98,16 +100,26 @@ def train(
         raise typer.Exit(INTERRUPTED) from None
     told = {"trial_id": trial_id(trial), **asdict(result)}
     write_file(json.dumps(told, indent=2).encode(), result_file)
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
     typer.echo(result_file.read_text())
+
+
+def _ended_id(result_file: Path) -> str:
+    """The id of the trial that ended with this result.json."""
+    try:
+        return str(json.loads(result_file.read_text())["trial_id"])
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"{result_file} is not a result of kd-train: remove it, or choose another folder.") from None
 
 
 def read(path: Path) -> tuple[TrialConfig, Where]:
     """The trial in a TOML file, completely checked; ConfigError if a rule is broken."""
     try:
         tables: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the trial {path}: {error.strerror}.") from None
-    except tomllib.TOMLDecodeError as error:
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigError(f"cannot read the trial {path}: {reason}.") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not TOML: {error}.") from None
     file = parse(TrialFile, tables)
     method = MethodRef(name=file.method.name, params=file.method.model_extra or {})
@@ -139,9 +151,7 @@ def _train(trial: TrialConfig, where: Where, folder: Path) -> TrialResult:
         typer.echo(_line(training.run_epoch()), err=True)
         write_file(training.pack(), state)
     write_file(training.weights(), folder / "model.safetensors")
-    result = training.result()
-    state.unlink()
-    return result
+    return training.result()
 
 
 def _line(record: EpochRecord) -> str:

@@ -106,9 +106,13 @@ M = TypeVar("M", bound=BaseModel)
 def parse(model: type[M], data: Mapping[str, Any], path: str = "") -> M:
     """`data` (as read from TOML) as a `model`; ConfigError with the key path of the first rule broken."""
     try:
-        return model.model_validate_json(json.dumps(data, default=str))
+        return model.model_validate_json(json.dumps(data, default=_refuse))
     except ValidationError as error:
         raise ConfigError(explain(error, model, path)) from None
+
+
+def _refuse(value: Any) -> Any:
+    raise ConfigError(f"dates and times are no values here, but got {value}.")
 
 
 def explain(error: ValidationError, model: type[BaseModel], path: str = "") -> str:
@@ -116,6 +120,8 @@ def explain(error: ValidationError, model: type[BaseModel], path: str = "") -> s
     first = error.errors()[0]
     keys = [path] if path else []
     for part in first["loc"]:
+        if part in ("str", "dict[str,any]", "function-after[_whole_or_share(), float]"):  # members of a union
+            continue
         if isinstance(part, int) and keys:
             keys[-1] += f"[{part}]"
         else:

@@ -35,9 +35,9 @@ def lr_at(recipe: Recipe, epoch: int) -> float:
 
 def order(seed: int, epoch: int, n: int) -> Tensor:
     """The order of n images in an epoch: a permutation that is a pure function of (seed, epoch), on the CPU."""
-    # The second word of the key keeps this stream apart from the views'.
-    philox = np.random.Philox(key=np.array([seed, 1], dtype=np.uint64), counter=[0, 0, 0, epoch])
-    return torch.from_numpy(np.random.Generator(philox).permutation(n))
+    # Sorted raw output, which numpy guarantees for ever; the counter keeps it apart from views.py and subset.py.
+    keys = np.random.Philox(key=seed, counter=[0, 0, 2, epoch]).random_raw(n)
+    return torch.from_numpy(np.argsort(keys, kind="stable"))
 
 
 class Training:
@@ -52,7 +52,7 @@ class Training:
         split = subset.split(
             self.images.train_labels.cpu(), trial.data.fraction, trial.data.val_size, trial.data.subset_seed
         )
-        self.train_indices, self.val_indices = (torch.as_tensor(part) for part in split)
+        self.train_indices, self.val_indices = split
         setting, self.method = networks(trial, self.device, self._load_teacher(where))
         channels_last = torch.channels_last
         self.student = setting.student.to(memory_format=channels_last)
@@ -61,10 +61,11 @@ class Training:
         self.optimizer = self._optimizer()
         self.records: list[EpochRecord] = []
         self.last: tuple[Tensor, Tensor] | None = None  # predictions on the test set after the last epoch
-        if state is None:
+        unpacked = None if state is None else checkpoint.unpack_state(state, self.device)
+        if unpacked is None:
             self.method.prepare(_Plain(self))
         else:
-            self._restore(checkpoint.unpack_state(state, self.device))
+            self._restore(unpacked)
 
     @property
     def done(self) -> bool:
@@ -93,8 +94,11 @@ class Training:
         return record
 
     def result(self) -> TrialResult:
-        """The metrics of the trained student on the test set, and its best epoch."""
-        final = metrics.evaluate(*(self.last or self.predictions("test")))
+        """The metrics of the trained student on the test set, and its best epoch; DivergedError if it broke."""
+        logits, labels = self.last or self.predictions("test")
+        if not torch.isfinite(logits).all():  # the last step broke what no loss has seen
+            raise DivergedError(f"the predictions became NaN or infinite in epoch {len(self.records)}.")
+        final = metrics.evaluate(logits, labels)
         split = "val" if len(self.val_indices) else "test"
         accs = [record.val_acc if split == "val" else record.test_acc for record in self.records]
         best = max(acc for acc in accs if acc is not None)
@@ -209,8 +213,11 @@ class Training:
         """Outputs in float32, computed in the trial's precision; maps only where a method asks for them."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
             outputs: Outputs = model(images)
+        pooled = outputs.pooled.float()
+        # The head in float32: losses compare logits, and logits rounded to bfloat16 tie.
+        logits = outputs.logits if outputs.logits.dtype == torch.float32 else model.head(pooled)
         maps = tuple(stage.float() for stage in outputs.stages) if stages else ()
-        return Outputs(outputs.logits.float(), outputs.pooled.float(), outputs.stem, maps)
+        return Outputs(logits, pooled, outputs.stem.float(), maps)
 
     def _batch(self, indices: Tensor, drawn: views.Views, epoch: int) -> Batch:
         if self.recipe.augment:
@@ -246,4 +253,10 @@ class _Plain:
 def _device(where: Where) -> torch.device:
     if where.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(where.device)
+    try:
+        device = torch.device(where.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device must be one of this machine, but got {where.device!r} ({reason}).") from None
+    return device

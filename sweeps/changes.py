@@ -5,9 +5,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kdtrain.config import ConfigError, canonical
-from sweeps.plan import Plan, expand
-from sweeps.spec import Spec, parse_text
+from sweeps.plan import Cell, Plan, expand
+from sweeps.spec import Spec, parse_text, sha256
 from sweeps.store import Store
+from sweeps.words import count
 
 FREE = ("run", "sweep.cites", "data.root", "data.download")  # keys that are no part of any trial
 
@@ -15,24 +16,45 @@ FREE = ("run", "sweep.cites", "data.root", "data.download")  # keys that are no 
 def check(spec: Spec, text: str, plan: Plan, store: Store) -> None:
     """Raise ConfigError if a cell that has a result would now be another trial.
 
-    A spec may grow and shrink (seeds, methods, fractions ...); cells that stay must stay the same.
+    A spec may grow and shrink (seeds, methods, fractions ...); cells that stay must stay the same. All
+    specs that the sweep was run with are compared, as `remember` keeps them.
     """
-    stored = store.read_bytes("spec.toml")
-    if stored is None or stored.decode() == text:
-        return
-    before = expand(parse_text(stored.decode(), store.path("spec.toml")))
     now = {canonical(cell.axes): cell.trial_id for cell in plan.cells}
     ended = store.ids("trials")
-    lost = {
-        cell.trial_id
-        for cell in before.cells
-        if cell.trial_id in ended and now.get(canonical(cell.axes), cell.trial_id) != cell.trial_id
-    }
-    if lost:
+    for name in sorted(store.ids("specs")):
+        before = _stored(store, name)
+        if before == text or not ended:
+            continue
+        lost = {
+            cell.trial_id
+            for cell in _cells(before, store.path("specs", f"{name}.toml"))
+            if cell.trial_id in ended and now.get(canonical(cell.axes), cell.trial_id) != cell.trial_id
+        }
+        if lost:
+            raise ConfigError(
+                f"the spec of {spec.sweep.name!r} has changed since {count(len(lost), 'trial')} of it ended: "
+                f"{_differences(before, text)}. Put the old values back, or give the sweep another sweep.name."
+            )
+
+
+def remember(text: str, store: Store) -> None:
+    """Keep the spec that the sweep is run with: as spec.toml, and beside the earlier ones."""
+    store.write_bytes(text.encode(), "spec.toml")
+    store.write_bytes(text.encode(), "specs", f"{sha256(text)[:16]}.toml")
+
+
+def _stored(store: Store, name: str) -> str:
+    return (store.read_bytes("specs", f"{name}.toml") or b"").decode(errors="replace")
+
+
+def _cells(text: str, path: str) -> list[Cell]:
+    try:
+        return expand(parse_text(text, path)).cells
+    except ConfigError as error:
         raise ConfigError(
-            f"the spec of {spec.sweep.name!r} has changed since {len(lost)} of its trials ended: "
-            f"{_differences(stored.decode(), text)}. Put the old values back, or give the sweep another sweep.name."
-        )
+            f"the sweep was run with a spec that this version cannot read, {path}: {error} "
+            "Give the sweep another sweep.name, or remove that file if its results may stay beside new ones."
+        ) from None
 
 
 def _differences(before: str, now: str) -> str:

@@ -34,7 +34,7 @@ def plan_command(spec_file: SpecFile, results: Results = None) -> None:
 
     Example: kd-sweep plan sweeps/specs/demo.toml
     """
-    show.show_plan(*_load(spec_file, results), Console(highlight=False))
+    show.show_plan(*_load(spec_file, results), Console(highlight=False, markup=False))
 
 
 @app.command("run")
@@ -49,7 +49,7 @@ def run_command(
 
     Example: kd-sweep run sweeps/specs/demo.toml
     """
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     try:
         planned = _load(spec_file, results)
         failed = _run(planned[0], _prepare(planned, retry_failed), console)
@@ -67,7 +67,7 @@ def status_command(spec_file: SpecFile, results: Results = None) -> None:
     Example: kd-sweep status sweeps/specs/demo.toml
     """
     loaded, _, planned = _load(spec_file, results)
-    show.show_status(loaded, planned, Console(highlight=False))
+    show.show_status(loaded, planned, Console(highlight=False, markup=False))
 
 
 def _load(path: Path, results: str | None) -> Planned:
@@ -87,7 +87,7 @@ def _prepare(planned: Planned, retry_failed: bool) -> Missing:
         own.probe()
         Store(loaded.run.results, TEACHERS).probe()
         spec.check_data(loaded)
-    own.write_bytes(text.encode(), "spec.toml")
+    changes.remember(text, own)
     return todo
 
 
@@ -97,7 +97,7 @@ def _run(loaded: spec.Spec, todo: Missing, console: Console) -> bool:
     if todo.jobs:
         from sweeps.run import run  # imports Ray, which takes seconds
 
-        blocked = [*blocked, *run(todo, loaded.run, show.learned_cost(loaded.run.results), console)]
+        blocked = [*blocked, *run(todo, loaded.run, show.learned_cost(loaded), console)]
     for teacher, count in Counter(job.trial.teacher.model for job in blocked if job.trial.teacher).items():
         console.print(f"{count} trials were not run, because their teacher {teacher} failed.", soft_wrap=True)
     return bool(blocked)

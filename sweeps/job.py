@@ -65,18 +65,22 @@ def missing(spec: Spec, text: str, plan: Plan, retry_failed: bool) -> Missing:
         }
         for store, planned in ((trials, plan.trials), (teachers, plan.teachers))
     )
+    # A teacher whose weights are gone is trained again.
+    weights = teachers.ids("models")
+    over = {key for key, status in ended_teachers.items() if status != Status.COMPLETED or key in weights}
+    trained = {key for key in over if ended_teachers[key] == Status.COMPLETED}
     todo = {key: trial for key, trial in plan.trials.items() if key not in ended}
     needed = {trial.teacher.id for trial in todo.values() if trial.teacher}
     source = {"sweep": spec.sweep.name, "spec_sha256": sha256(text), "git_commit": rows.git_commit()}
-    where = Where(data_root=_absolute(spec.data.root), cpus=spec.run.cpus)
+    device = "cpu" if spec.run.gpus == 0 else "auto"
+    where = Where(data_root=_absolute(spec.data.root), cpus=spec.run.cpus, device=device)
     results = _absolute(spec.run.results)
 
     def job(role: str, key: str, trial: TrialConfig) -> Job:
         return Job(id=key, role=role, trial=trial, where=where, results=results, source=source)
 
-    absent = [key for key in plan.teachers if key in needed and key not in ended_teachers]
+    absent = [key for key in plan.teachers if key in needed and key not in over]
     jobs = [job("teacher", key, plan.teachers[key]) for key in absent]
-    trained = {key for key, status in ended_teachers.items() if status == Status.COMPLETED}
     coming = {None, *trained, *absent}
     students = [job("student", key, trial) for key, trial in todo.items()]
     blocked = [other for other in students if other.teacher_id not in coming]

@@ -40,6 +40,7 @@ def expand(spec: Spec) -> Plan:
     trials: dict[str, TrialConfig] = {}
     teachers: dict[str, TrialConfig] = {}
     used: set[int] = set()
+    seen: dict[tuple[str, str], Axes] = {}
     for axes, method in _product(spec):
         try:
             trial, teacher = _trial(spec, axes, method, used)
@@ -49,6 +50,8 @@ def expand(spec: Spec) -> Plan:
         if teacher is not None and trial.teacher is not None:
             teachers[trial.teacher.id] = teacher
         key = trial_id(trial)
+        if (first := seen.setdefault((axes["pair"], key), axes)) is not axes:
+            raise ConfigError(f"two cells of the grid are one trial: {describe(first)}; and {describe(axes)}.")
         trials[key] = trial
         cells.append(Cell(axes, key))
     for i, override in enumerate(spec.override):
@@ -81,13 +84,10 @@ def _trial(spec: Spec, axes: Axes, method: MethodRef, used: set[int]) -> tuple[T
     recipe = {**spec.train.model_dump(), **{key: axes[key] for key in spec.recipe_axes}}
     params = dict(method.params)
     for i, override in enumerate(spec.override):
-        if _matches(override, {**axes, "teacher": teacher_name, "student": student}, i):
+        if _matches(override, {**axes, "teacher": teacher_name, "student": student}, _axis_names(spec), i):
             used.add(i)
-            if both := override.set.keys() & (axes.keys() - {"pair", "method", "fraction", "seed"}):
-                key = min(both)
-                raise ConfigError(
-                    f"override[{i}].set must leave axes of the grid alone, but sets {key} (an axis there)."
-                )
+            if taken := override.set.keys() & _given(spec, method, override.set):
+                raise ConfigError(f"override[{i}].set must not set what the grid says, but sets {min(taken)}.")
             _apply(override, i, recipe, params, method.name)
     images = spec.data.model_dump(include={"dataset", "subset_seed", "val_size"})
     teacher, ref = None, None
@@ -112,17 +112,39 @@ def _trial(spec: Spec, axes: Axes, method: MethodRef, used: set[int]) -> tuple[T
     return trial, teacher
 
 
-def _matches(override: Override, axes: Mapping[str, Any], i: int) -> bool:
+def _given(spec: Spec, method: MethodRef, wanted: Mapping[str, Any]) -> set[str]:
+    """The keys that the grid gives to trials of this method; tables of a part may be completed by `wanted`."""
+    own = {
+        key
+        for key, value in method.params.items()
+        if not (isinstance(value, Mapping) and isinstance(wanted.get(key), Mapping) and not value.keys() & wanted[key])
+    }
+    return own | spec.recipe_axes.keys() | spec.method_axes.get(method.name, {}).keys()
+
+
+def _matches(override: Override, axes: Mapping[str, Any], known: set[str], i: int) -> bool:
+    """Whether a cell is one that the override means; an axis that only other cells have does not match."""
     for key, wanted in override.when.items():
-        if key not in axes:
-            raise ConfigError(unknown("axis", key, axes, f"override[{i}].when"))
+        if key not in known:
+            raise ConfigError(unknown("axis", key, known, f"override[{i}].when"))
         options = wanted if isinstance(wanted, list) else [wanted]
-        value = axes[key]
-        if not any(
-            value == o or (isinstance(value, str) and isinstance(o, str) and fnmatchcase(value, o)) for o in options
-        ):
+        if key not in axes or not any(_equal(axes[key], option) for option in options):
             return False
     return True
+
+
+def _equal(value: Any, option: Any) -> bool:
+    """Whether a value is the one an override names; names may hold `*`."""
+    if isinstance(value, str) and isinstance(option, str):
+        return fnmatchcase(value, option)
+    return bool(value == option)
+
+
+def _axis_names(spec: Spec) -> set[str]:
+    """Every key that `when` may name."""
+    entries = {key for entry in spec.grid.method for key in method_entry(entry).params}
+    tables = {key for table in spec.method_axes.values() for key in table}
+    return {"pair", "teacher", "student", "method", "fraction", "seed"} | spec.recipe_axes.keys() | entries | tables
 
 
 def _apply(override: Override, i: int, recipe: dict[str, Any], params: dict[str, Any], method: str) -> None:

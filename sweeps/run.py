@@ -76,8 +76,23 @@ def _start_ray() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what goes wrong is told by rows
 
 
+def _check_fits(table: RunTable) -> None:
+    """ConfigError if no machine has what a trial asks for: Tune would wait for ever and say nothing.
+
+    A cluster without any CPU is one whose autoscaler has not begun.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any("CPU" in node for node in nodes):
+        return
+    for key, kind, wanted in (("cpus", "CPU", table.cpus), ("gpus", "GPU", table.gpus or 0)):
+        most = max(node.get(kind, 0) for node in nodes)
+        if wanted > most:
+            raise ConfigError(f"run.{key} must be at most what a machine has, {most:g}, but got {wanted:g}.")
+
+
 def _fit(search: PlannedSearch, progress: Progress, table: RunTable, scratch: str, trainable: type) -> None:
     cluster = ray.cluster_resources()
+    _check_fits(table)
     gpus = table.gpus if table.gpus is not None else min(1.0, cluster.get("GPU", 0))
     # All workers start at once: by default Tune asks for the next trial when the last one's worker is up.
     # Where no worker is up yet, the trials that wait tell the autoscaler how many to start.

@@ -1,5 +1,6 @@
 """The order in which trials are handed to Ray Tune: teachers first, a student when its teacher is ready."""
 
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -8,6 +9,10 @@ from ray.tune.search import Searcher
 from sweeps.job import Job
 from sweeps.schema import Status
 
+# An idling trial lasts a share of the time that workers have idled so far, within limits, in seconds: few of them
+# are needed while a teacher trains for hours, and little time is lost when it ends.
+IDLE_SHARE, IDLE_MIN, IDLE_MAX = 0.03, 0.3, 60.0
+
 
 class PlannedSearch(Searcher):
     """Hands Tune each planned job once. Tune's own trial ids map to jobs in `jobs`.
@@ -15,17 +20,17 @@ class PlannedSearch(Searcher):
     A job whose teacher is being trained waits; one whose teacher failed is never handed out and ends
     in `blocked`. `trained` holds the ids of the teachers that are trained.
 
-    Where Tune asks and nothing is ready, it gets a trial that idles until another teacher has ended:
-    told to ask again later, Tune would end the idle worker, and starting one anew takes seconds.
+    Where Tune asks and nothing is ready, it gets a trial that idles for a while, and asks again: told that
+    there is nothing yet, Tune would end the idle worker, and starting one anew takes seconds.
     """
 
     def __init__(self, jobs: Iterable[Job], trained: Iterable[str]) -> None:
         super().__init__(metric=None, mode=None)
         self.waiting = sorted(jobs, key=_priority)
         self.trained = set(trained)
-        self.failed: set[str] = set()
         self.jobs: dict[str, Job] = {}
         self.idle: set[str] = set()  # Tune's ids of idling trials
+        self.idle_since: float | None = None  # when workers began to idle
         self.blocked: list[Job] = []
 
     def suggest(self, trial_id: str) -> Any:
@@ -34,12 +39,13 @@ class PlannedSearch(Searcher):
             return Searcher.FINISHED
         for i, job in enumerate(self.waiting):
             if job.teacher_id is None or job.teacher_id in self.trained:
-                self.jobs[trial_id] = self.waiting.pop(i)
+                self.jobs[trial_id], self.idle_since = self.waiting.pop(i), None
                 return {"job": job.model_dump_json()}
         if len(self.idle) >= len(self.waiting):  # more workers than there will be work for
             return None
+        self.idle_since = self.idle_since or time.monotonic()
         self.idle.add(trial_id)
-        return {"idle": {"results": self.waiting[0].results, "known": sorted(self.trained | self.failed)}}
+        return {"idle": min(max(IDLE_SHARE * (time.monotonic() - self.idle_since), IDLE_MIN), IDLE_MAX)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Let the students of a trained teacher go; give up those of a failed one."""
@@ -52,7 +58,6 @@ class PlannedSearch(Searcher):
         if not error and result and result.get("status") == Status.COMPLETED:
             self.trained.add(job.id)
             return
-        self.failed.add(job.id)
         self.blocked += [other for other in self.waiting if other.teacher_id == job.id]
         self.waiting = [other for other in self.waiting if other.teacher_id != job.id]
 

@@ -8,8 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kdtrain.config import canonical
-from sweeps import store as stores
-from sweeps.cost import Cost, Row
+from sweeps.cost import Cost
 from sweeps.job import Missing, describe, missing
 from sweeps.plan import Cell, Plan
 from sweeps.schema import Status
@@ -22,12 +21,10 @@ COST_COLUMNS = [
 ]  # fmt: skip
 
 
-def learned_cost(results: str) -> Cost:
-    """The cost model from the rows of all sweeps and teachers in the results folder."""
-    rows: list[Row] = []
-    for name in [*stores.sweeps(results), TEACHERS]:
-        rows += Store(results, name).read_trials().select(COST_COLUMNS).to_pylist()
-    return Cost(rows)
+def learned_cost(spec: Spec) -> Cost:
+    """The cost model from the rows of the sweep and of the teachers in its results folder."""
+    stores = (Store(spec.run.results, name) for name in (spec.sweep.name, TEACHERS))
+    return Cost(row for store in stores for row in store.read_trials().select(COST_COLUMNS).to_pylist())
 
 
 def show_plan(spec: Spec, text: str, plan: Plan, console: Console) -> None:
@@ -88,7 +85,7 @@ def _cells_table(plan: Plan, absent: set[str]) -> Table:
 def _estimate(spec: Spec, todo: Missing) -> str:
     slots = max(1, (os.cpu_count() or 1) // spec.run.cpus)
     slots = min(slots, spec.run.max_concurrent or slots)
-    seconds, unknown = learned_cost(spec.run.results).total([job.trial for job in todo.jobs], spec.run.cpus)
+    seconds, unknown = learned_cost(spec).total([job.trial for job in todo.jobs], spec.run.cpus)
     teachers = sum(job.role == "teacher" for job in todo.jobs)
     what = f"{count(len(todo.jobs) - teachers, 'trial')} and {count(teachers, 'teacher')} to run"
     if unknown == len(todo.jobs):

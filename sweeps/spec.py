@@ -21,6 +21,13 @@ def _distinct(values: list[Any]) -> list[Any]:
     return values
 
 
+def _whole_or_share(gpus: float) -> float:
+    # Shares other than 1/n would straddle two GPUs.
+    if gpus < 0 or (gpus != round(gpus) and not (gpus < 1 and abs(1 / gpus - round(1 / gpus)) < 1e-6)):
+        raise ValueError("must be a whole number or 1/n")
+    return gpus
+
+
 Axis = AfterValidator(_distinct)
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
@@ -67,22 +74,17 @@ class Override(Frozen):
     """[[override]]: where the axes match `when`, `set` replaces fields of the recipe or of the method."""
 
     when: dict[str, Any] = Field(default_factory=dict)
-    set: dict[str, Any]
+    set: dict[str, Any] = Field(min_length=1)
 
 
 class RunTable(Frozen):
     """[run]: resources of each trial and where results go; no part of any trial's identity."""
 
-    results: str = "results"
+    results: str = Field("results", min_length=1)
     cpus: int = Field(1, ge=1)
-    gpus: float | None = Field(None, ge=0)  # a whole number or 1/n; None: 1 where the cluster has GPUs, else 0
+    gpus: Annotated[float, AfterValidator(_whole_or_share)] | None = None  # None: 1 where there are GPUs, else 0
     max_concurrent: int | None = Field(None, ge=1)
     max_failures: int = Field(1, ge=0)  # restarts of a trial whose worker died
-
-    def model_post_init(self, context: Any) -> None:
-        """A share of a GPU must be 1/n, or shares would straddle two GPUs."""
-        if self.gpus and self.gpus < 1 and abs(1 / self.gpus - round(1 / self.gpus)) > 1e-6:
-            raise ValueError("must be a whole number or 1/n")
 
 
 class Spec(Frozen):
@@ -118,8 +120,9 @@ def read(path: Path) -> tuple[Spec, str]:
     """The spec in a file and its text; ConfigError if there is none or a rule is broken."""
     try:
         text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot read the spec {path}: {error.strerror}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigError(f"cannot read the spec {path}: {reason}.") from None
     return parse_text(text, str(path)), text
 
 
@@ -127,7 +130,7 @@ def parse_text(text: str, name: str = "spec") -> Spec:
     """A spec from its text, completely checked except for what depends on trials."""
     try:
         tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{name} is not TOML: {error}.") from None
     spec = parse(Spec, tables)
     if spec.sweep.name == TEACHERS:
@@ -135,7 +138,7 @@ def parse_text(text: str, name: str = "spec") -> Spec:
     data.check(spec.data.dataset, "data.dataset")
     _ = spec.teacher_recipe
     _check_pairs(spec.grid.pair)
-    _check_methods(spec.grid.method)
+    _check_methods(spec)
     _check_axes(spec)
     return spec
 
@@ -155,7 +158,7 @@ def method_entry(entry: str | Mapping[str, Any]) -> MethodRef:
     """An entry of grid.method as a reference."""
     if isinstance(entry, str):
         return MethodRef(name=entry)
-    return MethodRef(name=str(entry.get("name", "")), params={k: v for k, v in entry.items() if k != "name"})
+    return MethodRef(name=entry["name"], params={key: value for key, value in entry.items() if key != "name"})
 
 
 def check_data(spec: Spec) -> None:
@@ -173,15 +176,19 @@ def _check_pairs(pairs: Iterable[str]) -> None:
         models.check(student, f"grid.pair[{i}]")
 
 
-def _check_methods(entries: Iterable[str | Mapping[str, Any]]) -> None:
-    for i, entry in enumerate(entries):
-        resolve(method_entry(entry), f"grid.method[{i}]")
+def _check_methods(spec: Spec) -> None:
+    for i, entry in enumerate(spec.grid.method):
+        if not isinstance(entry, str) and not isinstance(entry.get("name"), str):
+            raise ConfigError(f"grid.method[{i}].name must be the name of a method, but got {entry!r}.")
+        ref = method_entry(entry)
+        resolve(ref, f"grid.method[{i}]")
+        if both := ref.params.keys() & spec.method_axes.get(ref.name, {}).keys():
+            raise ConfigError(f"grid.method[{i}] must not give what is an axis in [grid.{ref.name}]: {min(both)}.")
 
 
 def _check_axes(spec: Spec) -> None:
     for key, values in spec.recipe_axes.items():
-        if not isinstance(values, list) or not values:
-            raise ConfigError(f"grid.{key} must be a list of values, but got {values!r}.")
+        _check_values(f"grid.{key}", values)
         for i, value in enumerate(values):
             parse(Recipe, {key: value}, f"grid.{key}[{i}]")
     used = {method_entry(entry).name for entry in spec.grid.method}
@@ -189,10 +196,16 @@ def _check_axes(spec: Spec) -> None:
         if name not in used:
             known = {*Grid.model_fields, *Recipe.model_fields, *used}
             raise ConfigError(unknown("axis", name, known, f"grid.{name}"))
-        if not isinstance(table, dict):
+        if not isinstance(table, dict) or not table:
             raise ConfigError(f"grid.{name} must be a table of the method's parameters, but got {table!r}.")
         for key, values in table.items():
-            if not isinstance(values, list) or not values:
-                raise ConfigError(f"grid.{name}.{key} must be a list of values, but got {values!r}.")
+            _check_values(f"grid.{name}.{key}", values)
             for value in values:
                 resolve(MethodRef(name=name, params={key: value}), f"grid.{name}")
+
+
+def _check_values(where: str, values: Any) -> None:
+    if not isinstance(values, list) or not values:
+        raise ConfigError(f"{where} must be a list of values, but got {values!r}.")
+    if len({repr(value) for value in values}) < len(values):
+        raise ConfigError(f"{where} must not repeat a value, but got {values!r}.")

@@ -1,6 +1,6 @@
 """The one writer and reader of result files, on any file system that pyarrow opens.
 
-results/<sweep>/spec.toml              the spec of the rows
+results/<sweep>/spec.toml              the spec of the last run; specs/ has all that the sweep was run with
 results/<sweep>/trials/<id>.parquet    one row, written last: it exists when the trial has ended
 results/<sweep>/epochs/<id>.parquet    one row an epoch, rewritten whole after each
 results/<sweep>/checkpoints/<id>.pt    state of a trial under way
@@ -11,8 +11,8 @@ import io
 import os
 import posixpath
 import uuid
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from sweeps.schema import EPOCHS, TRIALS
+from sweeps.schema import EPOCHS, TRIALS, Status
 
 TEACHERS = "teachers"
 Row = Mapping[str, Any]
@@ -61,43 +61,31 @@ class Store:
         self.delete(name)
 
     def write_bytes(self, data: bytes, *parts: str) -> None:
-        """Write one file so that readers see all of it or none."""
+        """Write one file so that readers see all of it or none, also after a crash of the machine."""
         path = self.path(*parts)
-        # A local file appears by rename; object stores show an object when its upload ends.
-        local = self.is_local
-        target = f"{path}.{uuid.uuid4().hex}.tmp" if local else path
-        try:
-            if local:
-                self._fs.create_dir(posixpath.dirname(path), recursive=True)
-            with self._fs.open_output_stream(target) as stream:
-                stream.write(data)
-            if local:
-                os.replace(target, path)
-        except OSError as error:
-            if local:
-                with suppress(OSError):
-                    Path(target).unlink()
-            raise StoreError(f"cannot write {path}: {_reason(error)}.") from error
+        with _told("write", path):
+            if self.is_local:
+                _write_local(data, path)
+            else:  # object stores show an object when its upload has ended
+                with self._fs.open_output_stream(path) as stream:
+                    stream.write(data)
 
     def read_bytes(self, *parts: str) -> bytes | None:
         """The content of a file, or None if there is none."""
         path = self.path(*parts)
-        try:
-            with self._fs.open_input_stream(path) as stream:
-                return bytes(stream.read())
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise StoreError(f"cannot read {path}: {_reason(error)}.") from error
+        with suppress(FileNotFoundError), _told("read", path), self._fs.open_input_stream(path) as stream:
+            return bytes(stream.read())
+        return None
 
     def delete(self, *parts: str) -> None:
         """Remove a file if it is there."""
-        if self.exists(*parts):
+        with suppress(FileNotFoundError), _told("remove", self.path(*parts)):
             self._fs.delete_file(self.path(*parts))
 
     def exists(self, *parts: str) -> bool:
         """Whether there is such a file."""
-        return bool(self._fs.get_file_info(self.path(*parts)).type == fs.FileType.File)
+        with _told("look at", self.path(*parts)):
+            return bool(self._fs.get_file_info(self.path(*parts)).type == fs.FileType.File)
 
     def write_trial(self, row: Row) -> None:
         """Write the row of an ended trial."""
@@ -110,6 +98,11 @@ class Store:
     def read_trials(self, ids: Iterable[str] | None = None) -> pa.Table:
         """The rows of ended trials (of those named), sorted by trial_id."""
         return self._read(TRIALS, "trials", ids)
+
+    def completed(self, ids: Iterable[str]) -> set[str]:
+        """Those of the ids whose trials have completed."""
+        rows = self.read_trials(ids).select(["trial_id", "status"]).to_pylist()
+        return {row["trial_id"] for row in rows if row["status"] == Status.COMPLETED}
 
     def read_epochs(self, ids: Iterable[str] | None = None) -> pa.Table:
         """The rows of epochs done (by the trials named), also of trials under way."""
@@ -124,8 +117,9 @@ class Store:
         return {name: info.mtime.timestamp() for name, info in self._files(kind).items()}
 
     def _files(self, kind: str) -> dict[str, fs.FileInfo]:
-        infos = self._fs.get_file_info(fs.FileSelector(self.path(kind), allow_not_found=True))
-        suffixes = (".parquet", ".pt", ".safetensors")
+        with _told("list", self.path(kind)):
+            infos = self._fs.get_file_info(fs.FileSelector(self.path(kind), allow_not_found=True))
+        suffixes = (".parquet", ".pt", ".safetensors", ".toml")
         files = (info for info in infos if info.base_name.endswith(suffixes))
         return {posixpath.splitext(info.base_name)[0]: info for info in files}
 
@@ -159,7 +153,8 @@ class Store:
 def sweeps(results: str) -> list[str]:
     """The names of the sweeps that have a folder under `results`, without that of the teachers."""
     filesystem, root = _filesystem(results)
-    infos = filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True))
+    with _told("list", root):
+        infos = filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True))
     folders = (info.base_name for info in infos if info.type == fs.FileType.Directory)
     return sorted(name for name in folders if name != TEACHERS and not name.startswith("."))
 
@@ -172,6 +167,32 @@ def _filesystem(results: str) -> tuple[fs.FileSystem, str]:
     except (pa.ArrowInvalid, OSError) as error:
         raise StoreError(f"cannot open the results at {results}: {_reason(error)}.") from error
     return filesystem, root
+
+
+def _write_local(data: bytes, path: str) -> None:
+    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+    os.makedirs(posixpath.dirname(path), exist_ok=True)
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())  # else a crash of the machine may leave the new name with no content
+        os.replace(temporary, path)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+@contextmanager
+def _told(verb: str, path: str) -> Iterator[None]:
+    """Errors of the file system as a StoreError that names the path; a missing file stays FileNotFoundError."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and verb != "write":
+            raise
+        raise StoreError(f"cannot {verb} {path}: {_reason(error)}.") from error
 
 
 def _reason(error: Exception) -> str:

@@ -20,8 +20,6 @@ from sweeps.job import Job
 from sweeps.schema import Status
 from sweeps.store import TEACHERS, Store, StoreError
 
-IDLE_SECONDS = 0.2  # between two looks of an idling worker
-
 
 class TrialTrainable(tune.Trainable):
     """A Tune trainable that may be given one trial after another (reuse_actors).
@@ -32,7 +30,7 @@ class TrialTrainable(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         """Take a trial; it is built in the first step, so that an error there becomes a row, too."""
-        self.idle: dict[str, Any] | None = config.get("idle")
+        self.idle: float | None = config.get("idle")  # seconds
         if self.idle is not None:
             return
         self.job = Job.model_validate_json(config["job"])
@@ -45,11 +43,9 @@ class TrialTrainable(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """One epoch; of an idling trial, the wait until a teacher ends that was not `known` to have ended."""
+        """One epoch; of an idling trial, its wait."""
         if self.idle is not None:
-            teachers = Store(self.idle["results"], TEACHERS)
-            while teachers.ids("trials") <= set(self.idle["known"]):
-                time.sleep(IDLE_SECONDS)
+            time.sleep(self.idle)
             return {"done": True}
         try:
             return self._step()
@@ -59,6 +55,8 @@ class TrialTrainable(tune.Trainable):
     def _step(self) -> dict[str, Any]:
         job, store = self.job, self.job.store
         try:
+            if self.training is None and job.id in store.completed([job.id]):  # its worker died after the last line
+                return {"done": True, "status": Status.COMPLETED.value}
             if self.training is None:
                 self.training = Training(job.trial, self._where(), store.read_bytes("checkpoints", f"{job.id}.pt"))
             training = self.training
@@ -95,6 +93,8 @@ class TrialTrainable(tune.Trainable):
         store.delete("checkpoints", f"{job.id}.pt")
         ended = {"done": True, "status": status.value, **self._progress()}
         self.training = None  # free its memory before the next trial is built
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # for other workers on a shared GPU
         return ended
 
     def _progress(self) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class TrialTrainable(tune.Trainable):
             return {"epoch": 0}
         last = records[-1]
         shown = last.val_acc if last.val_acc is not None else last.test_acc
-        return {"epoch": last.epoch, "acc": shown, "train_seconds": last.seconds}
+        return {"epoch": last.epoch, "acc": shown}
 
     def _where(self) -> Where:
         """The job's `where` with the teacher's weights as a local file."""

@@ -37,7 +37,7 @@ class Method(nn.Module, ABC):
     """One distillation method: its loss terms, its trainable modules (submodules) and its state (buffers).
 
     Parameters and buffers are saved in checkpoints, so state that must survive a resume is a buffer.
-    The hooks (`param_groups`, `prepare`, `start_epoch`, `end_epoch`, `predict`, `teacher_trains`) say
+    The hooks (`param_groups`, `prepare`, `start_epoch`, `predict`, `teacher_trains`) say
     here what happens for a method that does not define them. A constructor raises ConfigError if its
     Config cannot work with these networks or this number of epochs; plans are checked by building.
     """

@@ -23,8 +23,12 @@ class Composed(Method):
                 raise ConfigError(
                     f"{name} must stand first in {'+'.join(parts)!r}: it predicts with its own classifier."
                 )
-        self.parts = list(parts.values())
-        self.modules_of_parts = nn.ModuleList(self.parts)
+        self.by_name = nn.ModuleDict(dict(parts))
+
+    @property
+    def parts(self) -> list[Method]:
+        """The methods, in order."""
+        return [part for part in self.by_name.values() if isinstance(part, Method)]
 
     @property
     def teacher_trains(self) -> bool:

@@ -81,7 +81,7 @@ def _build(match: re.Match[str], num_classes: int, in_channels: int) -> ResNet:
 
 FAMILY = Family(
     form="resnet<6n+2>, resnet<6n+2>x4",
-    pattern=re.compile(r"resnet(?P<depth>[1-9]\d*)(?P<x4>x4)?"),
+    pattern=re.compile(r"resnet(?P<depth>[1-9]\d{0,3})(?P<x4>x4)?"),
     broken=_broken,
     build=_build,
     examples=(

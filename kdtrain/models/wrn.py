@@ -96,7 +96,7 @@ def _build(match: re.Match[str], num_classes: int, in_channels: int) -> WideResN
 
 FAMILY = Family(
     form="wrn_<6n+4>_<width>",
-    pattern=re.compile(r"wrn_(?P<depth>[1-9]\d*)_(?P<width>[1-9]\d*)"),
+    pattern=re.compile(r"wrn_(?P<depth>[1-9]\d{0,4})_(?P<width>[1-9]\d{0,4})"),
     broken=_broken,
     build=_build,
     examples=("wrn_16_1", "wrn_16_2", "wrn_16_4", "wrn_40_1", "wrn_40_2", "wrn_40_4"),

@@ -167,7 +167,7 @@ class TestParse:
             parsed(train={"epochs": 0, "lr": 0})
 
     def test_dates_of_toml_are_no_numbers(self):
-        with pytest.raises(ConfigError, match=r"^train\.lr should be a valid number, but got '2021-12-06'\.$"):
+        with pytest.raises(ConfigError, match=r"^dates and times are no values here, but got 2021-12-06\.$"):
             parsed(train={"lr": datetime.date(2021, 12, 6)})
 
     def test_where_to_run(self):

@@ -196,6 +196,18 @@ def test_accuracy_of_the_last_epoch_and_of_the_result_are_one_number(precision):
     assert training.result().test_top1 == record.test_acc
 
 
+def test_network_that_breaks_in_its_last_step_is_diverged():
+    training = Training(config("vanilla", epochs=1, batch_size=96, lr=1e30), Where())
+    training.run_epoch()  # one step, whose loss was finite
+    with pytest.raises(DivergedError, match="the predictions became NaN or infinite in epoch 1"):
+        training.result()
+
+
+def test_unknown_device_is_refused():
+    with pytest.raises(ConfigError, match="device must be one of this machine, but got 'foo'"):
+        Training(config("vanilla"), Where(device="foo"))
+
+
 def test_train_tells_every_epoch_and_learns_the_bright_classes():
     records: list[EpochRecord] = []
     result = train(config("vanilla", epochs=6, lr=0.02), Where(), records.append)

@@ -15,7 +15,7 @@ def store(tmp_path, spec_text, end):
     """Results of the small sweep: its spec and the row of its first trial."""
     store = Store(str(tmp_path), "small")
     plan = expand(parse_text(spec_text))
-    store.write_bytes(spec_text.encode(), "spec.toml")
+    changes.remember(spec_text, store)
     end(store, plan.trials[plan.cells[0].trial_id], "student", Status.COMPLETED)
     return store
 
@@ -47,7 +47,7 @@ def test_spec_may_grow_shrink_and_change_what_no_result_hangs_on(store, spec_tex
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("epochs = 2", "epochs = 3", r"since 1 of its trials ended: train\.epochs 2 -> 3\. Put the old values back"),
+        ("epochs = 2", "epochs = 3", r"since 1 trial of it ended: train\.epochs 2 -> 3\. Put the old values back"),
         ('precision = "bf16"', "", r"train\.precision bf16 -> unset"),
         ("[train]", "subset_seed = 5\n[train]", r"data\.subset_seed unset -> 5"),
     ],
@@ -59,8 +59,20 @@ def test_spec_that_would_orphan_results_is_refused_with_the_difference(store, sp
 
 def test_change_before_any_trial_ended_is_no_change(tmp_path, spec_text):
     store = Store(str(tmp_path), "small")
-    store.write_bytes(spec_text.encode(), "spec.toml")
+    changes.remember(spec_text, store)
     check(spec_text.replace("epochs = 2", "epochs = 3"), store)
+
+
+def test_specs_of_all_earlier_runs_count(store, spec_text):
+    changes.remember(spec_text.replace("seed = [1, 2]", "seed = [2]"), store)  # shrunk, and nothing of it ended
+    with pytest.raises(ConfigError, match=r"train\.epochs 2 -> 3"):
+        check(spec_text.replace("epochs = 2", "epochs = 3"), store)
+
+
+def test_stored_spec_of_another_version_is_named(store, spec_text):
+    store.write_bytes(b"[old_table]", "specs", "0.toml")
+    with pytest.raises(ConfigError, match=r"specs/0\.toml: sweep is required.*another sweep\.name"):
+        check(spec_text, store)
 
 
 def test_command_line_refuses_a_changed_spec_and_touches_nothing(store, spec_text, tmp_path, cli):
@@ -69,5 +81,5 @@ def test_command_line_refuses_a_changed_spec_and_touches_nothing(store, spec_tex
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     ended = cli("run", file, "--results", tmp_path)
     assert ended.code == 2
-    assert ended.err.startswith("error: the spec of 'small' has changed since 1 of its trials ended: train.epochs 2")
+    assert ended.err.startswith("error: the spec of 'small' has changed since 1 trial of it ended: train.epochs 2")
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

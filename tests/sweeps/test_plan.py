@@ -114,6 +114,34 @@ set = { kd = { tau = 2.0 } }
     assert values(made, "method", "params")[-1] == {"kd": {"alpha": 0.5, "tau": 2.0}, "fitnet": {"beta": 10.0}}
 
 
+@pytest.mark.parametrize("when", ['{ method = "kd", tau = 2.0 }', '{ tau = 2.0, method = "kd" }', "{ tau = 2.0 }"])
+def test_axis_that_only_other_cells_have_does_not_match_whatever_the_order_of_keys(when):
+    made = plan(f"""
+[grid]
+pair = ["resnet14/resnet8"]
+method = ["vanilla", "kd"]
+seed = [1]
+[grid.kd]
+tau = [2.0, 8.0]
+[[override]]
+when = {when}
+set = {{ lr = 0.3 }}
+""")
+    assert values(made, "train", "lr") == [0.05, 0.3, 0.05]
+
+
+def test_override_completes_the_table_of_a_part():
+    made = plan("""
+[grid]
+pair = ["resnet14/resnet8"]
+method = [{ name = "fitnet+kd", kd = { tau = 2.0 } }]
+seed = [1]
+[[override]]
+set = { kd = { alpha = 0.5 } }
+""")
+    assert values(made, "method", "params") == [{"kd": {"tau": 2.0, "alpha": 0.5}}]
+
+
 def test_tables_of_a_method_and_methods_with_parameters_span_the_grid():
     made = plan("""
 [grid]

@@ -76,16 +76,58 @@ def test_longest_trials_are_handed_out_first(jobs):
     assert [search.jobs[key].id for key in "abc"] == ["0.5", "0.2", "0.1"]
 
 
-def test_idle_worker_waits_for_a_teacher_that_was_not_known(jobs, tmp_path, end):
+def test_idle_trials_last_a_share_of_the_time_idled_within_limits(jobs, monkeypatch):
+    clock = iter([1000.0, 1000.0, 1200.0, 9000.0, 9000.1])
+    monkeypatch.setattr("sweeps.search.time.monotonic", lambda: next(clock))
     search = PlannedSearch(jobs, trained=[])
     for key in "abc":
         search.suggest(key)
-    given = search.suggest("d")
-    assert given["idle"]["known"] == []
-    end(Store(str(tmp_path), TEACHERS), jobs[0].trial, "teacher", Status.COMPLETED)
+    lasts = []
+    for key in "def":  # idle since 0, 200 and 8000 s
+        lasts.append(search.suggest(key)["idle"])
+        search.on_trial_complete(key, {"done": True})
+    assert lasts == pytest.approx([0.3, 6.0, 60.0])
+
+
+def test_idle_trial_waits_and_is_done(monkeypatch):
+    slept = []
+    monkeypatch.setattr("sweeps.trainable.time.sleep", slept.append)
     trainable = TrialTrainable.__new__(TrialTrainable)  # without Tune's logging set-up
-    trainable.setup(given)
-    assert trainable.step() == {"done": True}
+    trainable.setup({"idle": 0.3})
+    assert (trainable.step(), slept) == ({"done": True}, [0.3])
+
+
+def test_dead_teacher_blocks_its_students_though_workers_idle(jobs):
+    search = PlannedSearch(jobs, trained=[])
+    for key in "abcd":
+        search.suggest(key)
+    search.on_trial_complete("a", None, error=True)
+    search.on_trial_complete("d", {"done": True})
+    assert handed(search, "e") == "FINISHED"
+
+
+def test_completed_trial_is_not_trained_again_when_its_worker_died_after_its_row(jobs, end):
+    vanilla = next(job for job in jobs if job.trial.method.name == "vanilla" and job.role == "student")
+    end(vanilla.store, vanilla.trial, "student", Status.COMPLETED)
+    assert step(vanilla) == {"done": True, "status": "completed"}
+    assert not vanilla.store.ids("epochs")
+
+
+def test_damaged_checkpoint_means_from_the_start(jobs):
+    vanilla = next(job for job in jobs if job.trial.method.name == "vanilla" and job.role == "student")
+    vanilla.store.write_bytes(b"junk", "checkpoints", f"{vanilla.id}.pt")
+    assert step(vanilla)["epoch"] == 1
+
+
+def test_teacher_whose_weights_are_gone_is_trained_again(spec_text, tmp_path, end):
+    spec = parse_text(spec_text.replace("[grid]", f"[run]\nresults = '{tmp_path}'\n[grid]"))
+    plan = expand(spec)
+    ((key, teacher),) = plan.teachers.items()
+    store = Store(str(tmp_path), TEACHERS)
+    end(store, teacher, "teacher", Status.COMPLETED)
+    assert [job.role for job in missing(spec, spec_text, plan, retry_failed=False).jobs][:2] == ["teacher", "student"]
+    store.write_bytes(b"weights", "models", f"{key}.safetensors")
+    assert {job.role for job in missing(spec, spec_text, plan, retry_failed=False).jobs} == {"student"}
 
 
 def step(job: Job) -> dict[str, object]:

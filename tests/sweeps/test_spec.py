@@ -68,7 +68,18 @@ def plan_of(text: str) -> object:
         ("[grid]", "[gird]", r"gird|grid"),
         ("[grid]", "[teacher]\nlr = 'x'\n[grid]", r"teacher\.lr should be a valid number, but got 'x'"),
         ("[grid]", "[teacher]\nlrr = 1\n[grid]", r"unknown key 'lrr' at teacher\.lrr"),
-        ("[grid]", "[run]\ngpus = 0.3\n[grid]", r"run must be a whole number or 1/n|run.*1/n"),
+        ("[grid]", "[run]\ngpus = 0.3\n[grid]", r"^run\.gpus must be a whole number or 1/n, but got 0\.3"),
+        ("[grid]", "[run]\ngpus = 1.5\n[grid]", r"^run\.gpus must be a whole number or 1/n, but got 1\.5"),
+        ("[grid]", "[run]\nresults = ''\n[grid]", r"^run\.results should have at least 1 character"),
+        ('["vanilla", "kd"]', '"kd"', r"^grid\.method should be a valid (list|array), but got 'kd'"),
+        ('["vanilla", "kd"]', "[1]", r"^grid\.method\[0\] should be a valid string, but got 1"),
+        ('["vanilla", "kd"]', "[{ tau = 1.0 }]", r"^grid\.method\[0\]\.name must be the name of a method"),
+        ('["vanilla", "kd"]', '["kd", { name = "kd" }]', r"^two cells of the grid are one trial: pair = .*; and pair"),
+        ('["vanilla", "kd"]', '["kd", { name = "kd", tau = 4.0 }]', r"^two cells of the grid are one trial"),
+        ("seed = [1]", "seed = [1]\nlr = [0.1, 0.1]", r"^grid\.lr must not repeat a value"),
+        ("seed = [1]", "seed = [1]\n[grid.kd]\ntau = [1.0, 1.0]", r"^grid\.kd\.tau must not repeat a value"),
+        ("seed = [1]", "seed = [1]\n[grid.kd]\n", r"^grid\.kd must be a table of the method's parameters, but got"),
+        ('name = "s"', "name = 2024-01-01", r"^dates and times are no values here"),
         ("[grid]", "[run]\ncpus = 0\n[grid]", r"run\.cpus should be greater than or equal to 1, but got 0"),
         ("[sweep]", "[sweep", r"is not TOML"),
     ],
@@ -83,13 +94,14 @@ def test_bad_input_names_rule_key_and_value(old, new, message):
     ("override", "message"),
     [
         ("when = { method = 'cid' }\nset = { lr = 0.1 }", r"override\[0\]\.when must match a trial, but got"),
+        ("set = {}", r"override\[0\]\.set "),
         ("when = { metod = 'kd' }\nset = { lr = 0.1 }", r"unknown axis 'metod' at override\[0\]\.when\. Did you mean"),
         ("when = { method = 'kd' }\nset = { alhpa = 0.1 }", r"unknown key 'alhpa' at override\[0\]\.set"),
         ("when = { method = 'kd' }\nset = { alpha = -1.0 }", r"kd\.alpha should be greater than or equal to 0"),
         ("when = { method = 'kd' }\nset = { lr = -1.0 }", r"train\.lr should be greater than 0, but got -1"),
         (
             "when = { method = 'kd' }\nset = { tau = 1.0 }\n[grid.kd]\ntau = [2.0]",
-            r"override\[0\]\.set must leave axes of the grid alone, but sets tau",
+            r"override\[0\]\.set must not set what the grid says, but sets tau",
         ),
         ("set = { alpha = 1.0 }", r"unknown key 'alpha' at override\[0\]\.set.*method = vanilla"),
     ],
@@ -103,3 +115,20 @@ def test_missing_spec_file_is_named(cli):
     ended = cli("plan", "absent.toml")
     assert (ended.code, ended.err) == (2, "error: cannot read the spec absent.toml: No such file or directory.\n")
     assert ended.out == ""
+
+
+def test_spec_that_is_no_text_is_named(cli, tmp_path):
+    (tmp_path / "spec.toml").write_bytes(b"\xff\xfe")
+    assert cli("plan", tmp_path / "spec.toml").err.endswith("spec.toml: it is not UTF-8 text.\n")
+    assert "Is a directory" in cli("plan", tmp_path).err
+
+
+def test_entry_must_not_give_what_is_an_axis():
+    grid = GOOD.replace('"kd"]', '{ name = "kd", tau = 4.0 }]') + "[grid.kd]\ntau = [2.0]\n"
+    with pytest.raises(ConfigError, match=r"^grid\.method\[1\] must not give what is an axis in \[grid\.kd\]: tau"):
+        plan_of(grid)
+
+
+def test_cites_is_printed_as_it_is(cli, tmp_path):
+    (tmp_path / "spec.toml").write_text(GOOD.replace('name = "s"', 'name = "s"\ncites = "[red] x [/b]"'))
+    assert "([red] x [/b])" in cli("plan", tmp_path / "spec.toml", "--results", tmp_path).out
