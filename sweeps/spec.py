@@ -84,7 +84,7 @@ class RunTable(Frozen):
     cpus: int = Field(1, ge=1)
     gpus: Annotated[float, AfterValidator(_whole_or_share)] | None = None  # None: 1 where there are GPUs, else 0
     max_concurrent: int | None = Field(None, ge=1)
-    max_failures: int = Field(1, ge=0)  # restarts of a trial whose worker died
+    max_failures: int = Field(3, ge=0)  # restarts of a trial whose worker died
 
 
 class Spec(Frozen):
