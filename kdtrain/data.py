@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision import datasets
 
 from kdtrain.config import ConfigError, unknown
 
@@ -86,18 +85,18 @@ def _read_fashion_mini(root: Path, download: bool) -> Arrays:
 
 def _read_fashion_mnist(root: Path, download: bool) -> Arrays:
     files = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-    train, test = _open(datasets.FashionMNIST, "fashion_mnist", root, download, root / "FashionMNIST" / "raw", files)
+    train, test = _open("FashionMNIST", "fashion_mnist", root, download, root / "FashionMNIST" / "raw", files)
     return Arrays(train.data[:, None], train.targets.long(), test.data[:, None], test.targets.long())
 
 
 def _read_cifar10(root: Path, download: bool) -> Arrays:
     files = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
-    return _cifar(*_open(datasets.CIFAR10, "cifar10", root, download, root / "cifar-10-batches-py", files))
+    return _cifar(*_open("CIFAR10", "cifar10", root, download, root / "cifar-10-batches-py", files))
 
 
 def _read_cifar100(root: Path, download: bool) -> Arrays:
     files = ("train", "test", "meta")
-    return _cifar(*_open(datasets.CIFAR100, "cifar100", root, download, root / "cifar-100-python", files))
+    return _cifar(*_open("CIFAR100", "cifar100", root, download, root / "cifar-100-python", files))
 
 
 def _cifar(train: Any, test: Any) -> Arrays:
@@ -108,10 +107,13 @@ def _cifar(train: Any, test: Any) -> Arrays:
     return Arrays(train_images, train_labels, test_images, test_labels)
 
 
-def _open(reader: Any, name: str, root: Path, download: bool, folder: Path, files: tuple[str, ...]) -> tuple[Any, Any]:
+def _open(reader: str, name: str, root: Path, download: bool, folder: Path, files: tuple[str, ...]) -> tuple[Any, Any]:
     """The training and the test set by one of torchvision's readers; ConfigError says how to get them."""
+    from torchvision import datasets  # takes more than a second, which every command and worker would spend
+
+    read = getattr(datasets, reader)
     try:
-        return reader(root, train=True, download=download), reader(root, train=False, download=download)
+        return read(root, train=True, download=download), read(root, train=False, download=download)
     except (RuntimeError, OSError) as error:
         cause = " ".join(str(error).split())  # torchvision writes several lines
         problem = f"could not be downloaded ({cause}) to" if download else "is missing or damaged in"
