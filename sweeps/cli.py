@@ -99,7 +99,8 @@ def _run(loaded: spec.Spec, todo: Missing, console: Console) -> bool:
 
         blocked = [*blocked, *run(todo, loaded.run, show.learned_cost(loaded), console)]
     for teacher, count in Counter(job.trial.teacher.model for job in blocked if job.trial.teacher).items():
-        console.print(f"{count} trials were not run, because their teacher {teacher} failed.", soft_wrap=True)
+        trials = "1 trial was" if count == 1 else f"{count} trials were"
+        console.print(f"{trials} not run, because the teacher {teacher} failed.", soft_wrap=True)
     return bool(blocked)
 
 
@@ -111,10 +112,12 @@ def _report(planned: Planned, console: Console) -> bool:
     counts = Counter(row["status"] for row in rows)
     told = ", ".join(f"{counts[status]} {status}" for status in Status if counts[status]) or "none has ended"
     console.print(f"{loaded.sweep.name}: {told}, of {len(whole.trials)} trials.", soft_wrap=True)
-    bad = [row for row in rows + teachers.read_trials(whole.teachers).to_pylist() if row["status"] == Status.FAILED]
+    bad = [row for row in rows if row["status"] == Status.FAILED]
+    bad += [row for row in teachers.read_trials(whole.teachers).to_pylist() if row["status"] != Status.COMPLETED]
     for row in bad:
         reason = (row["error"] or "").strip().rpartition("\n")[2]
-        console.print(f"failed: {row['trial_id']} {row['method']} {row['student']}: {reason}", soft_wrap=True)
+        what = f"{row['status']}: {row['role']} {row['trial_id']} {row['method']} {row['student']}"
+        console.print(f"{what}: {reason}", soft_wrap=True)
     if bad:
         console.print("kd-sweep run --retry-failed runs failed and diverged trials again.", soft_wrap=True)
     console.print(f"table: kd-report table {own.url}", soft_wrap=True)
