@@ -55,9 +55,9 @@ class TrialTrainable(tune.Trainable):
     def _step(self) -> dict[str, Any]:
         job, store = self.job, self.job.store
         try:
-            if self.training is None and job.id in store.completed([job.id]):  # its worker died after the last line
-                return {"done": True, "status": Status.COMPLETED.value}
             if self.training is None:
+                if self._is_complete():  # its worker died after the last line
+                    return {"done": True, "status": Status.COMPLETED.value}
                 self.training = Training(job.trial, self._where(), store.read_bytes("checkpoints", f"{job.id}.pt"))
             training = self.training
             if not training.done:
@@ -96,6 +96,12 @@ class TrialTrainable(tune.Trainable):
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # for other workers on a shared GPU
         return ended
+
+    def _is_complete(self) -> bool:
+        """Whether all that the trial leaves is stored: its row and, of a teacher, its weights."""
+        job, store = self.job, self.job.store
+        weights = job.role == "student" or store.exists("models", f"{job.id}.safetensors")
+        return weights and job.id in store.completed([job.id])
 
     def _progress(self) -> dict[str, Any]:
         records = self.training.records if self.training else []

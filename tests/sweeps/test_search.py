@@ -125,7 +125,11 @@ def test_teacher_whose_weights_are_gone_is_trained_again(spec_text, tmp_path, en
     ((key, teacher),) = plan.teachers.items()
     store = Store(str(tmp_path), TEACHERS)
     end(store, teacher, "teacher", Status.COMPLETED)
-    assert [job.role for job in missing(spec, spec_text, plan, retry_failed=False).jobs][:2] == ["teacher", "student"]
+    again = missing(spec, spec_text, plan, retry_failed=False).jobs
+    assert [job.role for job in again][:2] == ["teacher", "student"]
+    assert step(again[0])["status"] == "completed"
+    assert store.exists("models", f"{key}.safetensors")
+    assert store.read_trials().to_pylist()[0]["test_top1"] is not None  # the row is new, too
     store.write_bytes(b"weights", "models", f"{key}.safetensors")
     assert {job.role for job in missing(spec, spec_text, plan, retry_failed=False).jobs} == {"student"}
 
