@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.kdsweep-installed
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check docs bench bench-methods clean
 
 demo: $(STAMP)
 	$(BIN)/kd-sweep run sweeps/specs/demo.toml
@@ -19,8 +19,15 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(STAMP)
+	$(BIN)/kd-train methods --markdown > docs/methods.md.tmp
+	mv docs/methods.md.tmp docs/methods.md
+
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
+
+bench-methods: $(STAMP)
+	$(BIN)/python -m benchmarks methods
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -13,10 +13,13 @@ from analysis.names import method_order, natural_order
 from sweeps.schema import IDENTITY
 
 TEACHER = "teacher"  # the method name of the rows that show the teachers themselves
-# What places a trial in a table, or repeats it. Every other identity column is configuration.
+# What places a trial in a table, or repeats it. Every other identity column is configuration; assistants follow from
+# the rest of it and from the teacher.
 _PLACE = {"trial_id", "role", "dataset", "fraction", "teacher", "teacher_id", "student", "method", "params"}
-_CONFIG = tuple(field.name for field in IDENTITY if field.name not in _PLACE | {"seed", "view_seed"})
+_REPEATS = {"seed", "view_seed", "self_taught", "assistant_ids"}
+_CONFIG = tuple(field.name for field in IDENTITY if field.name not in _PLACE | _REPEATS)
 _PARAMS = "params."
+_TEACHERS = "teacher."
 Settings = tuple[tuple[str, str], ...]  # (key, value), as printed
 
 
@@ -41,7 +44,6 @@ class Group:
     column: Column
     method: str
     settings: Settings  # the keys in which rows of this method differ within a cell
-    splits_params: bool  # whether a parameter of the method is among them
     trials: pd.DataFrame
 
     def values(self, key: str) -> list[float]:
@@ -67,17 +69,20 @@ class _Item:
 
 
 def group_students(sweep: Sweep) -> list[Group]:
-    """The groups of a sweep's students. Trials without a teacher belong to every pair of their student."""
+    """The groups of a sweep's students.
+
+    Trials without a teacher, and those whose teacher is not the pair's, belong to every pair of their student.
+    """
     rows = records(sweep.trials)
     teachers = {str(row["trial_id"]): row for row in records(sweep.teachers)}
     paired: dict[tuple[str, str], set[str]] = defaultdict(set)
     for row in rows:
-        if row["teacher"] is not None:
+        if _is_paired(row):
             paired[row["dataset"], row["student"]].add(row["teacher"])
     items = []
     for row in rows:
         pairs = paired[row["dataset"], row["student"]]
-        names: list[str | None] = [row["teacher"]] if row["teacher"] else [*sorted(pairs)] or [None]
+        names: list[str | None] = [row["teacher"]] if _is_paired(row) else [*sorted(pairs)] or [None]
         columns = tuple(Column(teacher=name, student=row["student"], fraction=row["fraction"]) for name in names)
         config = _config(row) | _teacher_config(row["teacher_id"], teachers)
         items.append(_Item(row=row, dataset=row["dataset"], method=row["method"], columns=columns, config=config))
@@ -85,18 +90,28 @@ def group_students(sweep: Sweep) -> list[Group]:
 
 
 def group_teachers(sweep: Sweep, students: Iterable[Group]) -> list[Group]:
-    """The groups of the teachers of these students, in their students' columns."""
+    """The groups of the teachers of the pairs of these students, in their students' columns."""
     teachers = {str(row["trial_id"]): row for row in records(sweep.teachers)}
     places: dict[tuple[str, str], dict[Column, None]] = defaultdict(dict)
     for group in students:
-        for teacher_id in group.trials["teacher_id"].dropna():
-            if teacher_id in teachers:
-                places[teacher_id, group.dataset][group.column] = None
+        for row in records(group.trials):
+            if _is_paired(row) and row["teacher_id"] in teachers:
+                places[row["teacher_id"], group.dataset][group.column] = None
     items = []
     for (teacher_id, dataset), columns in places.items():
         row = teachers[teacher_id]
         items.append(_Item(row=row, dataset=dataset, method=TEACHER, columns=tuple(columns), config=_whole_config(row)))
     return _group(items)
+
+
+def params_of(row: Row) -> Settings:
+    """The full parameters of a trial's method."""
+    return tuple((key, _short(json.dumps(value))) for key, value in _flat(json.loads(row["params"]), "").items())
+
+
+def _is_paired(row: Row) -> bool:
+    """Whether a trial's teacher is that of a pair."""
+    return row["teacher"] is not None and not row["self_taught"]
 
 
 def _config(row: Row) -> dict[str, str]:
@@ -105,8 +120,9 @@ def _config(row: Row) -> dict[str, str]:
 
 
 def _whole_config(row: Row) -> dict[str, str]:
-    # A teacher's data are not those of its column.
-    return _config(row) | {name: json.dumps(row[name]) for name in ("dataset", "fraction")}
+    # A teacher's method and data are not those of its column.
+    own = {name: json.dumps(row[name]) for name in ("method", "dataset", "fraction")}
+    return {"method": own["method"], **_config(row), **own}
 
 
 def _teacher_config(teacher_id: str | None, teachers: Mapping[str, Row]) -> dict[str, str]:
@@ -114,8 +130,8 @@ def _teacher_config(teacher_id: str | None, teachers: Mapping[str, Row]) -> dict
     if teacher_id is None:
         return {}
     if teacher_id not in teachers:
-        return {"teacher.id": json.dumps(teacher_id)}
-    return {f"teacher.{key}": value for key, value in _whole_config(teachers[teacher_id]).items()}
+        return {f"{_TEACHERS}id": json.dumps(teacher_id)}
+    return {f"{_TEACHERS}{key}": value for key, value in _whole_config(teachers[teacher_id]).items()}
 
 
 def _flat(params: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -139,7 +155,7 @@ def _group_method(items: list[_Item]) -> list[Group]:
     shown = {key: _printed({item.config.get(key) for item in items}) for key in keys}
     buckets: dict[tuple[Settings, Column], list[Row]] = defaultdict(list)
     for item in items:
-        settings = tuple((key.removeprefix(_PARAMS), shown[key][item.config.get(key)]) for key in keys)
+        settings = tuple((key.replace(_PARAMS, ""), shown[key][item.config.get(key)]) for key in keys)
         for column in item.columns:
             buckets[settings, column].append(item.row)
     return [
@@ -148,7 +164,6 @@ def _group_method(items: list[_Item]) -> list[Group]:
             column=column,
             method=items[0].method,
             settings=settings,
-            splits_params=any(_PARAMS in key for key in keys),
             trials=pd.DataFrame(rows, dtype=object),
         )
         for (settings, column), rows in buckets.items()
@@ -156,13 +171,24 @@ def _group_method(items: list[_Item]) -> list[Group]:
 
 
 def _varying(items: list[_Item]) -> list[str]:
-    """The configuration keys of which some cell has more than one value."""
+    """The configuration keys of which some cell has more than one value.
+
+    A teacher's are compared among trials that have one: whether there is one follows from the method's parameters.
+    """
     cells: dict[Column, list[Mapping[str, str]]] = defaultdict(list)
     for item in items:
         for column in item.columns:
             cells[column].append(item.config)
-    keys = dict.fromkeys(key for item in items for key in item.config)
-    return [key for key in keys if any(len({c.get(key) for c in configs}) > 1 for configs in cells.values())]
+    taught = {
+        column: [config for config in configs if any(key.startswith(_TEACHERS) for key in config)]
+        for column, configs in cells.items()
+    }
+
+    def varies(key: str) -> bool:
+        compared = taught if key.startswith(_TEACHERS) else cells
+        return any(len({config.get(key) for config in configs}) > 1 for configs in compared.values())
+
+    return [key for key in dict.fromkeys(key for item in items for key in item.config) if varies(key)]
 
 
 def _printed(values: set[str | None]) -> dict[str | None, str]:

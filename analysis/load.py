@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from analysis.errors import ReportError
 from sweeps.store import TEACHERS, Store, sweeps
@@ -21,7 +22,7 @@ class Sweep:
 
     name: str
     trials: pd.DataFrame  # ended students, the columns of sweeps.schema.TRIALS, None for null
-    teachers: pd.DataFrame  # those whose ids the trials name and that have a row, same columns
+    teachers: pd.DataFrame  # those and the assistants whose ids the trials name and that have a row, same columns
     spec: str | None  # text of its spec file
     under_way: int  # trials begun and not ended
 
@@ -60,7 +61,7 @@ def load(results: str, name: str) -> Sweep:
     store = Store(results, name)
     trials = frame(store.read_trials())
     begun = store.ids("epochs") | store.ids("checkpoints")
-    ids = set(trials["teacher_id"].dropna())
+    ids = {*trials["teacher_id"].dropna(), *(key for keys in trials["assistant_ids"].dropna() for key in keys)}
     spec = store.read_bytes("spec.toml")
     return Sweep(
         name=name,
@@ -72,8 +73,8 @@ def load(results: str, name: str) -> Sweep:
 
 
 def load_epochs(results: str, name: str, ids: Iterable[str]) -> pd.DataFrame:
-    """The epochs of the trials named: trial_id, epoch, val_acc and test_acc in percent (NaN for null)."""
-    table = Store(results, name).read_epochs(ids)
+    """The recipe's epochs of the trials named: trial_id, epoch, val_acc and test_acc in percent (NaN for null)."""
+    table = Store(results, name).read_epochs(ids).filter(pc.field("stage") == "train")
     epochs: pd.DataFrame = table.select(["trial_id", "epoch", "val_acc", "test_acc"]).to_pandas()
     return epochs
 

@@ -38,8 +38,6 @@ METHODS = {
     "lskd": "LSKD",
     "nkd": "NKD",
     "cid": "CID",
-    "ps_kd_ipwd": "PS-KD + IPWD",
-    "sskd_ipwd": "SSKD + IPWD",
     "ipwd": "IPWD",
 }
 DATASETS = {

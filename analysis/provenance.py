@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from analysis.groups import params_of
 from analysis.load import Row, Sweep, records
 from analysis.names import dataset_name, fraction_name, model_name
 from analysis.tables import row_name
@@ -11,11 +12,11 @@ from analysis.tables import row_name
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """A teacher that students of the sweep learned from."""
+    """A teacher, or an assistant of one, that students of the sweep learned from."""
 
     id: str
     model: str
-    training: str  # e.g. `CIFAR-100, 100 %, 240 epochs, seed 0`; empty if the store does not know it
+    training: str  # e.g. `CIFAR-100, 100 %, 240 epochs, seed 0, LS (epsilon=0.1)`; empty if the store does not know it
     accuracy: float | None  # test top-1, percent
 
 
@@ -84,12 +85,15 @@ def _commit(commit: str | None) -> str:
 def _teachers(rows: list[Row], known: list[Row]) -> Iterable[Teacher]:
     by_id = {row["trial_id"]: row for row in known}
     used = {row["teacher_id"]: row["teacher"] for row in rows if row["teacher_id"] is not None}
+    assistants = {key for row in rows for key in row["assistant_ids"] or ()}
+    used |= {key: by_id[key]["student"] if key in by_id else "unknown" for key in assistants}
     for teacher_id, model in sorted(used.items(), key=lambda item: (item[1], item[0])):
         row = by_id.get(teacher_id)
         training = ""
         if row is not None:
             data = f"{dataset_name(row['dataset'])}, {fraction_name(row['fraction'])}"
-            training = f"{data}, {row['epochs']} epochs, seed {row['seed']}"
+            how = "" if row["method"] == "vanilla" else f", {row_name(row['method'], params_of(row))}"
+            training = f"{data}, {row['epochs']} epochs, seed {row['seed']}{how}"
         yield Teacher(
             id=teacher_id,
             model=model_name(model),

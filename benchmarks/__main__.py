@@ -1,4 +1,4 @@
-"""python -m benchmarks [steps|trials|share]: what kdsweep costs, measured on this machine in one run.
+"""python -m benchmarks [steps|trials|share|methods]: what kdsweep costs, measured on this machine in one run.
 
 Nothing here is a test: times differ between machines. What is held to are ratios of times of one run.
 """
@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmarks import machine, share, steps, trials
+from benchmarks import machine, methods, share, steps, trials
 
 
 class Name(StrEnum):
@@ -19,13 +19,21 @@ class Name(StrEnum):
     STEPS = "steps"
     TRIALS = "trials"
     SHARE = "share"
+    METHODS = "methods"
 
 
-BENCHMARKS = {Name.STEPS: steps.measure, Name.TRIALS: trials.measure, Name.SHARE: share.measure}
+BENCHMARKS = {
+    Name.STEPS: steps.measure,
+    Name.TRIALS: trials.measure,
+    Name.SHARE: share.measure,
+    Name.METHODS: methods.measure,
+}
 
 
 def main(
-    names: Annotated[list[Name] | None, typer.Argument(help="Which ones; all without it.")] = None,
+    names: Annotated[
+        list[Name] | None, typer.Argument(help="Which ones; without it all but methods, which takes longest.")
+    ] = None,
 ) -> None:
     """Measure and print tables.
 
@@ -33,7 +41,7 @@ def main(
     """
     console = Console() if sys.stdout.isatty() else Console(width=120)
     console.print(machine.facts(), highlight=False, soft_wrap=True)
-    for name in names or list(Name):
+    for name in names or [name for name in Name if name != Name.METHODS]:
         for table in BENCHMARKS[name]():
             console.print()
             console.print(table)

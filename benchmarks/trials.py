@@ -34,7 +34,9 @@ pair = ["resnet8"]
 method = ["vanilla"]
 seed = {list(range(TRIALS))}
 """
-RECORD = EpochRecord(epoch=1, lr=0.1, terms={"ce": 1.0}, train_acc=1.0, val_acc=None, test_acc=1.0, seconds=0.1)
+RECORD = EpochRecord(
+    stage="train", epoch=1, lr=0.1, terms={"ce": 1.0}, train_acc=1.0, val_acc=None, test_acc=1.0, seconds=0.1
+)
 RESULT = TrialResult(
     test_top1=1.0, test_top5=5.0, test_nll=1.0, test_ece=1.0, test_aurc=1.0, test_eaurc=1.0,
     class_recall=(1.0,) * 10, val_acc=None, best_epoch=1, best_acc=1.0, best_split="test", n_train=1,

@@ -5,11 +5,11 @@ from collections.abc import Callable
 import torch
 
 from kdtrain import data, methods, models
-from kdtrain.config import ConfigError, TrialConfig, canonical, digest
+from kdtrain.config import ConfigError, TeacherRef, TrialConfig, canonical, digest
 from kdtrain.methods.base import Method, Setting
 from kdtrain.models.outputs import Model, Outputs
 
-LoadTeacher = Callable[[Model], None]
+LoadTeacher = Callable[[Model, TeacherRef], None]
 
 
 def trial_id(trial: TrialConfig) -> str:
@@ -36,10 +36,10 @@ def nesterov(trial: TrialConfig) -> bool:
 
 
 def networks(trial: TrialConfig, device: torch.device, load_teacher: LoadTeacher) -> tuple[Setting, Method]:
-    """Student, teacher (if the method needs one) and method, seeded by the trial.
+    """Student, teachers (if the method needs any) and method, seeded by the trial.
 
     The student is drawn first, so that all methods start from the same student at one seed.
-    `load_teacher` fills the teacher's weights.
+    `load_teacher` fills a teacher's weights.
     """
     info = data.DATASETS[trial.data.dataset]
     # Drawn on the CPU whatever the device, so that a seed gives the same weights everywhere.
@@ -47,21 +47,27 @@ def networks(trial: TrialConfig, device: torch.device, load_teacher: LoadTeacher
         torch.manual_seed(trial.seed)
         student = models.build(trial.student, info.num_classes, info.in_channels)
         image = torch.zeros(1, info.in_channels, info.image_size, info.image_size)
-        teacher, teacher_shapes = None, None
-        if trial.teacher is not None:
-            with torch.random.fork_rng(devices=[]):
-                teacher = models.build(trial.teacher.model, info.num_classes, info.in_channels)
-            load_teacher(teacher)
-            teacher.requires_grad_(False)
-            teacher_shapes = _shapes(teacher, image)
+        refs = [trial.teacher] if trial.teacher is not None else []
+        teachers = [_teacher(ref, info, load_teacher) for ref in (*refs, *(trial.assistants or ()))]
+        teacher = teachers[0] if refs else None
+        shapes = None if teacher is None else _shapes(teacher, image)
         setting = Setting(
-            student, _shapes(student, image), teacher, teacher_shapes, info.num_classes, trial.train.epochs
-        )
+            student, _shapes(student, image), teacher, shapes, info.num_classes, trial.train.epochs,
+            tuple(teachers[len(refs):]),
+        )  # fmt: skip
         method = methods.build(trial.method, setting)
-    for module in (student, teacher, method):
-        if module is not None:
-            module.to(device)
+    for module in (student, *teachers, method):
+        module.to(device)
     return setting, method
+
+
+def _teacher(ref: TeacherRef, info: data.Info, load: LoadTeacher) -> Model:
+    """A teacher or assistant with its weights, in eval mode, without gradients."""
+    with torch.random.fork_rng(devices=[]):
+        model = models.build(ref.model, info.num_classes, info.in_channels)
+    load(model, ref)
+    model.requires_grad_(False)
+    return model.eval()
 
 
 def _shapes(model: Model, image: torch.Tensor) -> Outputs:
@@ -82,18 +88,33 @@ def check(trial: TrialConfig) -> None:
     data.check(trial.data.dataset, "data.dataset")
     models.check(trial.student, "student")
     configs = methods.resolve(trial.method)
-    needed = methods.needs(trial.method)
-    if needed and trial.teacher is None:
-        raise ConfigError(
-            f"method {trial.method.name!r} needs a teacher (its {' and '.join(sorted(needed))}), but got none."
-        )
-    if trial.teacher is not None:
-        models.check(trial.teacher.model, "teacher")
+    _check_teachers(trial)
     key = canonical([
         trial.data.dataset, trial.student, trial.teacher and trial.teacher.model, trial.train.epochs,
         {name: config.model_dump(mode="json") for name, config in configs.items()},
     ])  # fmt: skip
     if key not in _checked:
         with torch.random.fork_rng(devices=[]):
-            networks(trial, torch.device("meta"), lambda teacher: None)
+            networks(trial, torch.device("meta"), lambda model, ref: None)
         _checked.add(key)
+
+
+def _check_teachers(trial: TrialConfig) -> None:
+    """Raise ConfigError unless the trial has the teachers that its method asks for."""
+    name, needed = trial.method.name, methods.needs(trial.method)
+    if needed and trial.teacher is None:
+        raise ConfigError(f"method {name!r} needs a teacher (its {' and '.join(sorted(needed))}), but got none.")
+    if trial.teacher is not None:
+        models.check(trial.teacher.model, "teacher")
+        if methods.self_taught(trial.method) and trial.teacher.model != trial.student:
+            raise ConfigError(
+                f"method {name!r} needs a teacher of the student's architecture, {trial.student}, "
+                f"but got {trial.teacher.model}."
+            )
+    wanted, got = methods.assistants(trial.method), tuple(ref.model for ref in trial.assistants or ())
+    for model in wanted:
+        models.check(model, f"{name}.assistants")
+    if wanted != got:
+        raise ConfigError(
+            f"method {name!r} needs the assistants {', '.join(wanted) or 'none'}, but got {', '.join(got) or 'none'}."
+        )

@@ -54,18 +54,21 @@ def _sha256(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def identity(path: str) -> str:
-    """The id of the trial that trained the weights in a file; for files of other origin its SHA-256."""
-    return _metadata(path).get("trial_id") or hashlib.sha256(Path(path).read_bytes()).hexdigest()
+def identity(path: str, key: str = "teacher.weights") -> str:
+    """The id of the trial that trained the weights in a file; for files of other origin its SHA-256.
+
+    ConfigError names the key that gives the file.
+    """
+    return _metadata(path, key).get("trial_id") or hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-def _metadata(path: str) -> dict[str, str]:
+def _metadata(path: str, key: str = "teacher.weights") -> dict[str, str]:
     """What `pack_weights` says of a file's weights; empty for files of other origin."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             found: dict[str, str] = json.loads((file.metadata() or {}).get(KEY, "{}"))
     except (OSError, safetensors.SafetensorError) as error:
-        raise ConfigError(f"teacher.weights must be a safetensors file, but got {path!r} ({error}).") from None
+        raise ConfigError(f"{key} must be a safetensors file, but got {path!r} ({error}).") from None
     return found
 
 

@@ -1,4 +1,4 @@
-"""kd-train: one trial in this process, with checkpoint and resume."""
+"""kd-train: one trial in this process, with checkpoint and resume; and what there is to train with."""
 
 import json
 import os
@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
+from rich.console import Console
+from rich.table import Table
 
+from kdtrain import catalogue
 from kdtrain.build import check, trial_id
 from kdtrain.checkpoint import identity, write_file
 from kdtrain.config import (
@@ -26,10 +29,15 @@ from kdtrain.config import (
     parse,
 )
 from kdtrain.loop import Training
-from kdtrain.methods import needs, resolve
+from kdtrain.methods import assistants, needs, resolve
 from kdtrain.record import DivergedError, EpochRecord, TrialResult
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    help="Train one student of a distillation method; list the methods.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 BAD_INPUT = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells do
 
@@ -42,7 +50,7 @@ class DataTable(DataConfig):
 
 
 class TeacherTable(Frozen):
-    """[teacher]: its architecture and a safetensors file of its weights, such as kd-train writes."""
+    """[teacher], [[assistant]]: an architecture and a safetensors file of its weights, such as kd-train writes."""
 
     model: str
     weights: str
@@ -65,11 +73,12 @@ class TrialFile(Frozen):
     data: DataTable
     train: Recipe = Recipe()
     teacher: TeacherTable | None = None
+    assistant: list[TeacherTable] = Field(default_factory=list)  # in the order of the method's assistants
     method: MethodTable
 
 
-@app.command()
-def train(
+@app.command("run")
+def run_command(
     trial_file: Annotated[Path, typer.Argument(metavar="TRIAL", help="The trial's TOML file.")],
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Folder for weights and results; default runs/<trial id>.")
@@ -79,7 +88,7 @@ def train(
 ) -> None:
     """Train the student of TRIAL. A run that was stopped goes on from its last epoch; an ended one is only shown.
 
-    Example: kd-train trial.toml -o runs/first
+    Example: kd-train run trial.toml -o runs/first
     """
     trial, where = read(trial_file)
     where = where.model_copy(update={"device": device, "cpus": cpus})
@@ -104,6 +113,29 @@ def train(
     typer.echo(result_file.read_text())
 
 
+@app.command("methods")
+def methods_command(
+    name: Annotated[str | None, typer.Argument(help="Show this one in full; without it a list of all.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="The page docs/methods.md.")] = False,
+) -> None:
+    """List the methods: paper, what they look at of the teacher, defaults, search space, time of a step.
+
+    Example: kd-train methods cid
+    """
+    console = Console(highlight=False, markup=False) if sys.stdout.isatty() else Console(width=160)
+    if name is not None:
+        typer.echo("\n".join(catalogue.described(name)))
+    elif markdown:
+        typer.echo(catalogue.markdown(), nl=False)
+    else:
+        header, rows = catalogue.listing()
+        table = Table(*header, box=None, pad_edge=False, row_styles=["", "dim"])
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+        console.print(catalogue.about_costs(), soft_wrap=True)
+
+
 def _ended_id(result_file: Path) -> str:
     """The id of the trial that ended with this result.json."""
     try:
@@ -124,21 +156,31 @@ def read(path: Path) -> tuple[TrialConfig, Where]:
     file = parse(TrialFile, tables)
     method = MethodRef(name=file.method.name, params=file.method.model_extra or {})
     resolve(method, "method.name")
-    teacher, weights = None, None
-    if file.teacher is not None and needs(method):
-        weights = file.teacher.weights
-        teacher = TeacherRef(model=file.teacher.model, id=identity(weights))
+    # What the method does not look at is no part of the trial, so that a file serves several methods.
+    teacher = file.teacher if needs(method) else None
+    others = file.assistant if assistants(method) else []
     trial = TrialConfig(
         data=DataConfig(**file.data.model_dump(include=set(DataConfig.model_fields))),
         train=file.train,
-        teacher=teacher,
+        teacher=_reference(teacher, "teacher") if teacher else None,
+        assistants=tuple(_reference(other, f"assistant[{i}]") for i, other in enumerate(others)) or None,
         student=file.student,
         method=method,
         seed=file.seed,
         view_seed=file.view_seed,
     )
     check(trial)
-    return trial, Where(data_root=file.data.root, download=file.data.download, teacher_weights=weights)
+    where = Where(
+        data_root=file.data.root,
+        download=file.data.download,
+        teacher_weights=teacher.weights if teacher else None,
+        assistant_weights=tuple(other.weights for other in others),
+    )
+    return trial, where
+
+
+def _reference(table: TeacherTable, path: str) -> TeacherRef:
+    return TeacherRef(model=table.model, id=identity(table.weights, f"{path}.weights"))
 
 
 def _train(trial: TrialConfig, where: Where, folder: Path) -> TrialResult:
@@ -146,7 +188,7 @@ def _train(trial: TrialConfig, where: Where, folder: Path) -> TrialResult:
     state = folder / "checkpoint.pt"
     training = Training(trial, where, state.read_bytes() if state.exists() else None)
     if training.records:
-        typer.echo(f"going on after epoch {training.records[-1].epoch}", err=True)
+        typer.echo(f"going on after {_epoch(training.records[-1])}", err=True)
     while not training.done:
         typer.echo(_line(training.run_epoch()), err=True)
         write_file(training.pack(), state)
@@ -158,7 +200,12 @@ def _line(record: EpochRecord) -> str:
     terms = " ".join(f"{name} {value:.4f}" for name, value in record.terms.items())
     accs = {"train": record.train_acc, "val": record.val_acc, "test": record.test_acc}
     shown = " ".join(f"{name} {acc:.2f} %" for name, acc in accs.items() if acc is not None)
-    return f"epoch {record.epoch}: lr {record.lr:g} {terms} {shown} ({record.seconds:.1f} s)"
+    told = (f"lr {record.lr:g}", terms, shown, f"({record.seconds:.1f} s)")
+    return f"{_epoch(record)}: " + " ".join(part for part in told if part)
+
+
+def _epoch(record: EpochRecord) -> str:
+    return f"epoch {record.epoch}" if record.stage == "train" else f"{record.stage} epoch {record.epoch}"
 
 
 def main() -> None:

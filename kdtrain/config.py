@@ -79,6 +79,7 @@ class TrialConfig(Frozen):
     data: DataConfig
     train: Recipe = Recipe()
     teacher: TeacherRef | None = None
+    assistants: tuple[TeacherRef, ...] | None = None  # teachers beside the teacher, for methods that have them
     student: str
     method: MethodRef
     seed: Seed = 0  # of the initial weights, of the order of the batches and, by default, of the views
@@ -96,6 +97,7 @@ class Where(Frozen):
     data_root: str = "data"
     download: bool = False
     teacher_weights: str | None = None  # file of the teacher's weights
+    assistant_weights: tuple[str, ...] = ()  # of the assistants, in their order
     device: str = "auto"  # "auto": cuda if there is one, else cpu
     cpus: int = Field(1, ge=1)  # threads
 
@@ -120,7 +122,7 @@ def explain(error: ValidationError, model: type[BaseModel], path: str = "") -> s
     first = error.errors()[0]
     keys = [path] if path else []
     for part in first["loc"]:
-        if part in ("str", "dict[str,any]", "function-after[_whole_or_share(), float]"):  # members of a union
+        if part in ("str", "dict[str,any]") or str(part).startswith("function-after["):  # members of a union
             continue
         if isinstance(part, int) and keys:
             keys[-1] += f"[{part}]"

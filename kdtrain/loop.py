@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdtrain import checkpoint, data, methods, metrics, subset, views
+from kdtrain import checkpoint, data, methods, metrics
+from kdtrain.batches import Batches
 from kdtrain.build import nesterov, networks, trial_id
-from kdtrain.config import ConfigError, Recipe, TrialConfig, Where
-from kdtrain.methods.base import Batch
+from kdtrain.config import ConfigError, Recipe, TeacherRef, TrialConfig, Where
+from kdtrain.methods.base import Batch, Pretraining, first_rows
 from kdtrain.models.outputs import Model, Outputs
 from kdtrain.record import DivergedError, EpochRecord, TrialResult
 
-EVAL_BATCH = 500
 CHECK_STEPS = 100  # steps between two looks at the loss for NaN and Inf; each look waits for the device
 
 
@@ -33,13 +33,6 @@ def lr_at(recipe: Recipe, epoch: int) -> float:
     return recipe.lr * recipe.lr_gamma ** sum(epoch > milestone for milestone in recipe.milestones)
 
 
-def order(seed: int, epoch: int, n: int) -> Tensor:
-    """The order of n images in an epoch: a permutation that is a pure function of (seed, epoch), on the CPU."""
-    # Sorted raw output, which numpy guarantees for ever; the counter keeps it apart from views.py and subset.py.
-    keys = np.random.Philox(key=seed, counter=[0, 0, 2, epoch]).random_raw(n)
-    return torch.from_numpy(np.argsort(keys, kind="stable"))
-
-
 class Training:
     """One trial under way. `state` is what `pack` of an earlier run of the same trial gave."""
 
@@ -47,19 +40,19 @@ class Training:
         self.trial, self.recipe, self.id = trial, trial.train, trial_id(trial)
         self.device = _device(where)
         torch.set_num_threads(where.cpus)
-        self.images = data.load(trial.data.dataset, where.data_root, where.download, self.device)
-        self.padded = views.pad(self.images.train_images)
-        split = subset.split(
-            self.images.train_labels.cpu(), trial.data.fraction, trial.data.val_size, trial.data.subset_seed
-        )
-        self.train_indices, self.val_indices = split
-        setting, self.method = networks(trial, self.device, self._load_teacher(where))
-        channels_last = torch.channels_last
-        self.student = setting.student.to(memory_format=channels_last)
-        self.teacher = setting.teacher and setting.teacher.to(memory_format=channels_last)
-        self.maps = "stages" in methods.needs(trial.method)
-        self.optimizer = self._optimizer()
+        images = data.load(trial.data.dataset, where.data_root, where.download, self.device)
+        self.batches = Batches(images, trial)
+        setting, self.method = networks(trial, self.device, self._loader(where))
+        self.student, self.teacher, self.assistants = setting.student, setting.teacher, setting.assistants
+        for model in (self.student, self.teacher, *self.assistants):
+            if model is not None:
+                model.to(memory_format=torch.channels_last)
+        self.maps = methods.needs(trial.method) & {"stages", "preact"}
+        self.method.allocate(self.batches.train, self.batches.train_labels.to(self.device))
+        self.pretraining = self.method.pretraining()
+        self.total_epochs = self.recipe.epochs + (self.pretraining.epochs if self.pretraining else 0)
         self.records: list[EpochRecord] = []
+        self.optimizer = self._optimizer()
         self.last: tuple[Tensor, Tensor] | None = None  # predictions on the test set after the last epoch
         unpacked = None if state is None else checkpoint.unpack_state(state, self.device)
         if unpacked is None:
@@ -70,27 +63,41 @@ class Training:
     @property
     def done(self) -> bool:
         """Whether the last epoch has been trained."""
-        return len(self.records) == self.recipe.epochs
+        return len(self.records) == self.total_epochs
+
+    @property
+    def stage(self) -> Pretraining | None:
+        """The stage before the recipe's epochs, if the next epoch belongs to it."""
+        return self.pretraining if len(self.records) < self.total_epochs - self.recipe.epochs else None
 
     def run_epoch(self) -> EpochRecord:
-        """Train and evaluate the next epoch."""
-        start, epoch = time.perf_counter(), len(self.records) + 1
-        lr = lr_at(self.recipe, epoch)
+        """Train the next epoch, and evaluate unless it is of the stage before the recipe's epochs."""
+        start, stage = time.perf_counter(), self.stage
+        epoch = len(self.records) + 1
+        if stage is None:
+            number = epoch = epoch - (self.total_epochs - self.recipe.epochs)
+            lr = lr_at(self.recipe, epoch)
+        else:
+            number = self.recipe.epochs + epoch  # views that no other epoch has
+            lr = (stage.lr or self.recipe.lr) * self.recipe.lr_gamma ** sum(epoch > m for m in stage.milestones)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
         # Whatever a method draws depends on (seed, epoch) only, so a resumed run draws the same.
-        torch.manual_seed(int(np.random.SeedSequence([self.trial.seed, epoch]).generate_state(1, np.uint64)[0]))
-        terms, train_acc = self._train_epoch(epoch)
-        val_acc = metrics.top1(*self.predictions("val")) if len(self.val_indices) else None
-        test_acc = None
-        if val_acc is None or epoch == self.recipe.epochs:
-            self.last = self.predictions("test")
-            test_acc = metrics.top1(*self.last)
-        seconds = time.perf_counter() - start
+        torch.manual_seed(int(np.random.SeedSequence([self.trial.seed, number]).generate_state(1, np.uint64)[0]))
+        terms, train_acc = self._train_epoch(epoch, number)
+        val_acc = test_acc = None
+        if stage is None:
+            val_acc = metrics.top1(*self.predictions("val")) if len(self.batches.val) else None
+            if val_acc is None or epoch == self.recipe.epochs:
+                self.last = self.predictions("test")
+                test_acc = metrics.top1(*self.last)
         record = EpochRecord(
-            epoch=epoch, lr=lr, terms=terms, train_acc=train_acc, val_acc=val_acc, test_acc=test_acc, seconds=seconds
-        )
+            stage="train" if stage is None else "pretrain", epoch=epoch, lr=lr, terms=terms, train_acc=train_acc,
+            val_acc=val_acc, test_acc=test_acc, seconds=time.perf_counter() - start,
+        )  # fmt: skip
         self.records.append(record)
+        if stage is not None and self.stage is None:
+            self.optimizer = self._optimizer()
         return record
 
     def result(self) -> TrialResult:
@@ -99,31 +106,28 @@ class Training:
         if not torch.isfinite(logits).all():  # the last step broke what no loss has seen
             raise DivergedError(f"the predictions became NaN or infinite in epoch {len(self.records)}.")
         final = metrics.evaluate(logits, labels)
-        split = "val" if len(self.val_indices) else "test"
-        accs = [record.val_acc if split == "val" else record.test_acc for record in self.records]
+        split = "val" if len(self.batches.val) else "test"
+        trained = (record for record in self.records if record.stage == "train")
+        accs = [record.val_acc if split == "val" else record.test_acc for record in trained]
         best = max(acc for acc in accs if acc is not None)
         return TrialResult(
             test_top1=final.top1, test_top5=final.top5, test_nll=final.nll, test_ece=final.ece,
             test_aurc=final.aurc, test_eaurc=final.eaurc, class_recall=final.class_recall,
             val_acc=self.records[-1].val_acc, best_epoch=accs.index(best) + 1, best_acc=best, best_split=split,
-            n_train=len(self.train_indices), student_params=sum(p.numel() for p in self.student.parameters()),
+            n_train=len(self.batches.train), student_params=sum(p.numel() for p in self.student.parameters()),
             train_seconds=sum(record.seconds for record in self.records),
         )  # fmt: skip
 
     def predictions(self, split: str) -> tuple[Tensor, Tensor]:
         """The logits [N, K] that the method predicts for the images of "val" or "test", and their labels [N]."""
-        images, labels = self.images.test_images, self.images.test_labels
-        indices = torch.arange(len(labels))
-        if split == "val":
-            images, labels, indices = self.images.train_images, self.images.train_labels, self.val_indices
         self.student.eval()
         self.method.eval()
+        logits, labels = [], []
         with torch.inference_mode():
-            logits = [
-                self.method.predict(self._forward(self.student, self._plain(images, part), False))
-                for part in indices.to(self.device).split(EVAL_BATCH)
-            ]
-        return torch.cat(logits), labels[indices.to(self.device)]
+            for batch in self.batches.plain(split):
+                logits.append(self.method.predict(self._forward(self.student, batch.images, frozenset())))
+                labels.append(batch.labels)
+        return torch.cat(logits), torch.cat(labels)
 
     def pack(self) -> bytes:
         """All that a later run needs to go on from here."""
@@ -140,94 +144,114 @@ class Training:
 
     def weights(self) -> bytes:
         """The student, with what its method needs to predict, as a safetensors file."""
-        return checkpoint.pack_weights(self.student.state_dict(), self.method.state_dict(), self.id)
+        return checkpoint.pack_weights(self.student.state_dict(), self.method.predictor(), self.id)
 
     def _restore(self, state: dict[str, Any]) -> None:
         if state["trial_id"] != self.id:
             raise ConfigError(f"the checkpoint must be of the trial {self.id}, but is of {state['trial_id']}.")
         self.student.load_state_dict(state["student"])
         self.method.load_state_dict(state["method"])
+        self.records = [EpochRecord(**record) for record in state["records"]]
+        self.optimizer = self._optimizer()
         self.optimizer.load_state_dict(state["optimizer"])
         if self.teacher is not None and "teacher" in state:
             self.teacher.load_state_dict(state["teacher"])
-        self.records = [EpochRecord(**record) for record in state["records"]]
 
-    def _load_teacher(self, where: Where) -> Callable[[Model], None]:
-        def load(model: Model) -> None:
-            assert self.trial.teacher is not None
-            assert where.teacher_weights is not None, "a teacher needs a file of weights"
-            checkpoint.load_teacher(model, where.teacher_weights, self.trial.teacher.id)
+    def _loader(self, where: Where) -> Callable[[Model, TeacherRef], None]:
+        def load(model: Model, ref: TeacherRef) -> None:
+            refs = [self.trial.teacher, *(self.trial.assistants or ())]
+            paths = [where.teacher_weights, *where.assistant_weights]
+            path = dict(zip(refs, paths, strict=True))[ref]
+            assert path is not None, "a teacher needs a file of weights"
+            checkpoint.load_teacher(model, path, ref.id)
 
         return load
 
     def _optimizer(self) -> torch.optim.SGD:
-        recipe = self.recipe
-        groups = [{"params": list(self.student.parameters())}, *self.method.param_groups()]
+        """A new optimizer for the stage of the next epoch."""
+        recipe, stage = self.recipe, self.stage
+        if stage is None:
+            groups = [{"params": list(self.student.parameters())}, *self.method.param_groups()]
+        else:
+            groups = [{"params": [parameter for module in stage.modules for parameter in module.parameters()]}]
         return torch.optim.SGD(
             [{"lr_scale": 1.0, **group} for group in groups],
-            lr=recipe.lr, momentum=recipe.momentum, nesterov=nesterov(self.trial),
+            lr=recipe.lr, momentum=recipe.momentum, nesterov=nesterov(self.trial) and stage is None,
             weight_decay=recipe.weight_decay, fused=True,
         )  # fmt: skip
 
-    def _train_epoch(self, epoch: int) -> tuple[dict[str, float], float]:
-        self.method.start_epoch(epoch)
-        self.student.train()
-        self.method.train()
-        if self.teacher is not None:
-            self.teacher.train(self.method.teacher_trains)
-        n = len(self.train_indices)
-        shown = self.train_indices[order(self.trial.seed, epoch, n)].to(self.device)
-        drawn = views.draw(self.trial.views, epoch, len(self.images.train_labels), self.device)
+    def _train_epoch(self, epoch: int, number: int) -> tuple[dict[str, float], float | None]:
+        self._set_modes()
+        if self.stage is None:
+            self.method.start_epoch(epoch)
+        n = len(self.batches.train)
         totals: dict[str, Tensor] = {}
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        for step, indices in enumerate(shown.split(self.recipe.batch_size), 1):
-            batch = self._batch(indices, drawn, epoch)
-            terms, right = self._step(batch)
+        for step, (batch, partner) in enumerate(self.batches.epoch(epoch, number), 1):
+            terms, right = self._step(batch, partner)
             correct += right
             for name, term in terms.items():
-                totals[name] = totals.get(name, 0) + term * len(indices)
+                totals[name] = totals.get(name, 0) + term * len(batch.labels)
             if step % CHECK_STEPS == 0:
                 self._check_finite(totals, epoch)
         self._check_finite(totals, epoch)
-        return {name: total.item() / n for name, total in totals.items()}, 100 * correct.item() / n
+        acc = 100 * correct.item() / n if self.stage is None else None
+        return {name: total.item() / n for name, total in totals.items()}, acc
 
-    def _step(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+    def _set_modes(self) -> None:
+        """Train mode for what trains, eval mode for the rest."""
+        stage = self.stage
+        self.student.train(stage is None)
+        self.method.train(stage is None)
+        for module in stage.modules if stage else ():
+            module.train()
+        if self.teacher is not None:
+            self.teacher.train(stage is None and self.method.teacher_trains)
+
+    def _step(self, batch: Batch, partner: Tensor | None) -> tuple[dict[str, Tensor], Tensor | int]:
         """One optimizer step; the detached terms and the number of images predicted right."""
+        student, stage = None, self.stage
         teacher = self._teach(batch.images)
-        student = self._forward(self.student, batch.images, self.maps)
-        terms = self.method.loss(batch, student, teacher)
+        if stage is None or stage.student:
+            student = self._forward(self.student, batch.images, self.maps)
+        if stage is not None:
+            terms = self.method.pretrain_loss(batch, student, teacher)
+        else:
+            assert student is not None
+            terms = self.method.loss(self._with_others(batch, partner), student, teacher)
         self.optimizer.zero_grad(set_to_none=True)
         torch.stack(list(terms.values())).sum().backward()
         self.optimizer.step()
-        with torch.no_grad():
-            right = (self.method.predict(student).argmax(1) == batch.labels).sum()
+        right: Tensor | int = 0
+        if stage is None and student is not None:
+            with torch.no_grad():
+                upright = first_rows(student, len(batch.labels))
+                right = (self.method.predict(upright).argmax(1) == batch.labels).sum()
         return {name: term.detach() for name, term in terms.items()}, right
 
+    def _with_others(self, batch: Batch, partner: Tensor | None) -> Batch:
+        """The batch with the outputs of the assistants, and the student's for the partners, without gradient."""
+        with torch.no_grad():
+            assistants = tuple(self._forward(model, batch.images, frozenset()) for model in self.assistants)
+            outputs = None if partner is None else self._forward(self.student, partner, frozenset())
+        return batch._replace(assistants=assistants, partner=outputs)
+
     def _teach(self, images: Tensor) -> Outputs | None:
-        if self.teacher is None:
+        if self.teacher is None or (self.stage is None and not self.method.teacher_in_loss):
             return None
         with torch.no_grad():
             return self._forward(self.teacher, images, self.maps)
 
-    def _forward(self, model: Model, images: Tensor, stages: bool) -> Outputs:
-        """Outputs in float32, computed in the trial's precision; maps only where a method asks for them."""
+    def _forward(self, model: Model, images: Tensor, maps: frozenset[str]) -> Outputs:
+        """Outputs in float32, computed in the trial's precision; of the maps those that `maps` names."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
             outputs: Outputs = model(images)
         pooled = outputs.pooled.float()
         # The head in float32: losses compare logits, and logits rounded to bfloat16 tie.
         logits = outputs.logits if outputs.logits.dtype == torch.float32 else model.head(pooled)
-        maps = tuple(stage.float() for stage in outputs.stages) if stages else ()
-        return Outputs(logits, pooled, outputs.stem.float(), maps)
-
-    def _batch(self, indices: Tensor, drawn: views.Views, epoch: int) -> Batch:
-        if self.recipe.augment:
-            images = views.apply(self.padded, indices, drawn, self.images.info.mean, self.images.info.std)
-        else:
-            images = self._plain(self.images.train_images, indices)
-        return Batch(images, self.images.train_labels[indices], indices, epoch)
-
-    def _plain(self, images: Tensor, indices: Tensor) -> Tensor:
-        return views.plain(images, indices, self.images.info.mean, self.images.info.std)
+        stages = tuple(stage.float() for stage in outputs.stages) if "stages" in maps else ()
+        preact = tuple(stage.float() for stage in outputs.preact) if "preact" in maps else ()
+        return Outputs(logits, pooled, outputs.stem.float(), stages, preact)
 
     @staticmethod
     def _check_finite(totals: dict[str, Tensor], epoch: int) -> None:
@@ -243,11 +267,8 @@ class _Plain:
         self.training = training
 
     def __iter__(self) -> Iterator[tuple[Batch, Outputs | None]]:
-        training = self.training
-        for indices in training.train_indices.to(training.device).split(EVAL_BATCH):
-            images = training._plain(training.images.train_images, indices)
-            batch = Batch(images, training.images.train_labels[indices], indices, 0)
-            yield batch, training._teach(images)
+        for batch in self.training.batches.plain("train"):
+            yield batch, self.training._teach(batch.images)
 
 
 def _device(where: Where) -> torch.device:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 class EpochRecord:
     """One epoch of one trial. Accuracies are top-1 in percent; None where the split was not evaluated."""
 
-    epoch: int  # 1-based
+    stage: str  # "train"; "pretrain" for the stage that some methods have before
+    epoch: int  # 1-based, within the stage
     lr: float
     terms: dict[str, float]  # mean over the epoch of each loss term, weights applied
-    train_acc: float  # of the training-mode, augmented forward passes
+    train_acc: float | None  # of the training-mode, augmented forward passes; None in "pretrain"
     val_acc: float | None  # held-out training images; None without val_size
     test_acc: float | None  # None while there is a validation split, except at the last epoch
     seconds: float  # training and evaluation
@@ -28,12 +29,12 @@ class TrialResult:
     test_eaurc: float  # x 1000
     class_recall: tuple[float, ...]  # percent, one for each class
     val_acc: float | None
-    best_epoch: int
+    best_epoch: int  # of "train"
     best_acc: float  # on best_split: a best epoch chosen on the test set is optimistic
     best_split: str  # "val" or "test"
     n_train: int
     student_params: int
-    train_seconds: float  # sum over epochs, also those before a resume
+    train_seconds: float  # sum over epochs, also of "pretrain" and those before a resume
 
 
 class DivergedError(RuntimeError):

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdtrain.config import ConfigError
+from kdtrain.draws import Stream, permutation
 
 Ints = NDArray[np.int64]
 
@@ -56,10 +57,5 @@ def _shares(counts: Ints, size: int) -> Ints:
 
 
 def _shuffled(indices: Ints, seed: int, label: int) -> Ints:
-    """`indices` in an order that depends on (seed, label) alone.
-
-    Raw output of Philox is sorted, because numpy guarantees that stream for ever, and not that of `permutation`.
-    The counter starts at (0, 0, 1, label) here and at (0, 0, 0, epoch) in views.py, so the streams never meet.
-    """
-    keys = np.random.Philox(key=seed, counter=[0, 0, 1, label]).random_raw(len(indices))
-    return indices[np.argsort(keys, kind="stable")]
+    """`indices` in an order that depends on (seed, label) alone."""
+    return indices[permutation(seed, Stream.SUBSET, label, len(indices))]

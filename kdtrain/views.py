@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdtrain.draws import Stream, below, raw
+
 PAD = 4  # pixels on each side
 
 
@@ -24,16 +26,11 @@ class Views(NamedTuple):
     flip: Tensor  # [N] bool, whether the crop is mirrored left to right
 
 
-def draw(view_seed: int, epoch: int, n: int, device: torch.device) -> Views:
-    """The views of images 0..n-1 in `epoch`: offsets and flips are uniform and independent.
-
-    numpy guarantees the raw stream of Philox for ever. The epoch is the highest of the counter's four words, so
-    streams of different epochs never meet; subset.py uses other counters.
-    """
-    raw = np.random.Philox(key=view_seed, counter=[0, 0, 0, epoch]).random_raw((n, 3))
-    # The top 32 bits of each number, scaled to 0..8: the shares are uniform to within 2^-32.
-    dy, dx = ((raw[:, :2] >> 32) * (2 * PAD + 1) >> 32).astype(np.int64).T
-    flip = raw[:, 2] >> 63 == 1
+def draw(view_seed: int, epoch: int, n: int, device: torch.device, stream: Stream = Stream.VIEWS) -> Views:
+    """The views of images 0..n-1 in `epoch`: offsets and flips are uniform and independent."""
+    numbers = raw(view_seed, stream, epoch, (n, 3))
+    dy, dx = below(numbers[:, :2], 2 * PAD + 1).T
+    flip = numbers[:, 2] >> 63 == 1
     return Views(*(torch.from_numpy(np.ascontiguousarray(part)).to(device) for part in (dy, dx, flip)))
 
 
@@ -78,8 +75,9 @@ def _rows(images: Tensor) -> Tensor:
 def _normalise(rows: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """uint8 [B, H, W * C] to (x / 255 - mean) / std, float32 [B, C, H, W] in the same memory order."""
     batch, height, size = rows.shape
-    scale, shift = _affine(mean, std, size // len(mean), rows.device)
-    return torch.addcmul(shift, rows.float(), scale).view(batch, height, -1, len(mean)).permute(0, 3, 1, 2)
+    width = size // len(mean)
+    scale, shift = _affine(mean, std, width, rows.device)
+    return torch.addcmul(shift, rows.float(), scale).view(batch, height, width, len(mean)).permute(0, 3, 1, 2)
 
 
 @lru_cache(maxsize=16)

@@ -98,9 +98,9 @@ def _run(loaded: spec.Spec, todo: Missing, console: Console) -> bool:
         from sweeps.run import run  # imports Ray, which takes seconds
 
         blocked = [*blocked, *run(todo, loaded.run, show.learned_cost(loaded), console)]
-    for teacher, count in Counter(job.trial.teacher.model for job in blocked if job.trial.teacher).items():
+    for by, count in Counter(other.by for other in blocked if other.job.role == "student").items():
         trials = "1 trial was" if count == 1 else f"{count} trials were"
-        console.print(f"{trials} not run, because the teacher {teacher} failed.", soft_wrap=True)
+        console.print(f"{trials} not run, because the {by} failed.", soft_wrap=True)
     return bool(blocked)
 
 

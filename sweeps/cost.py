@@ -12,14 +12,17 @@ Row = Mapping[str, Any]
 
 
 class Cost:
-    """Seconds of training for a trial on one slot, from completed rows of the same data set, networks and method."""
+    """Seconds of training for a trial on one slot, from completed rows of the same data set, networks and method.
+
+    They are counted by epoch of the recipe, so that a stage before those epochs is included.
+    """
 
     def __init__(self, rows: Iterable[Row]) -> None:
         self._same: dict[tuple[Any, ...], list[float]] = defaultdict(list)  # seconds an epoch, fraction alike
         self._scaled: dict[tuple[Any, ...], list[float]] = defaultdict(list)  # seconds an epoch at fraction 1
         for row in rows:
-            if row["train_seconds"] and row["epochs_done"]:
-                seconds = row["train_seconds"] / row["epochs_done"]
+            if row["train_seconds"]:  # null unless completed
+                seconds = row["train_seconds"] / row["epochs"]
                 key = (row["dataset"], row["student"], row["teacher"], row["method"], row["precision"], row["cpus"])
                 self._same[*key, row["fraction"]].append(seconds)
                 self._scaled[key].append(seconds / row["fraction"])

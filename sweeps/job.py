@@ -1,11 +1,12 @@
 """What a sweep still has to do: its plan minus what the store has."""
 
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdtrain.config import Frozen, TrialConfig, Where
+from kdtrain.config import Frozen, MethodRef, TrialConfig, Where
 from sweeps import rows
-from sweeps.plan import Plan
+from sweeps.plan import Plan, teachers_of
 from sweeps.schema import Status
 from sweeps.spec import Spec, sha256
 from sweeps.store import TEACHERS, Store
@@ -13,9 +14,20 @@ from sweeps.store import TEACHERS, Store
 
 def describe(trial: TrialConfig) -> str:
     """A trial in a few words: method with the parameters that are not its defaults, networks, fraction, seed."""
-    method = " ".join([trial.method.name, *(f"{key}={value}" for key, value in trial.method.params.items())])
     teacher = f"{trial.teacher.model}/" if trial.teacher else ""
-    return f"{method} {teacher}{trial.student} fraction {trial.data.fraction:g} seed {trial.seed}"
+    return f"{_method(trial.method)} {teacher}{trial.student} fraction {trial.data.fraction:g} seed {trial.seed}"
+
+
+def describe_teacher(trial: TrialConfig) -> str:
+    """A teacher's trial in a few words; one that itself has a teacher is an assistant."""
+    if trial.teacher is not None:
+        return f"assistant {trial.student} of {trial.teacher.model} fraction {trial.data.fraction:g}"
+    how = "" if trial.method.name == "vanilla" else f" by {_method(trial.method)}"
+    return f"teacher {trial.student}{how}"
+
+
+def _method(ref: MethodRef) -> str:
+    return " ".join([ref.name, *(f"{key}={value}" for key, value in ref.params.items())])
 
 
 class Job(Frozen):
@@ -29,14 +41,14 @@ class Job(Frozen):
     source: dict[str, str]  # sweep, spec_sha256, git_commit
 
     @property
-    def teacher_id(self) -> str | None:
-        """The id of the teacher that must be trained before; None where there is none."""
-        return self.trial.teacher.id if self.trial.teacher else None
+    def teacher_ids(self) -> frozenset[str]:
+        """The ids of the teacher and the assistants that must be trained before."""
+        return frozenset(ref.id for ref in teachers_of(self.trial))
 
     @property
     def label(self) -> str:
         """The trial in a few words."""
-        return describe(self.trial) if self.role == "student" else f"teacher {self.trial.student}"
+        return describe(self.trial) if self.role == "student" else describe_teacher(self.trial)
 
     @property
     def store(self) -> Store:
@@ -45,13 +57,31 @@ class Job(Frozen):
 
 
 @dataclass(frozen=True)
+class Blocked:
+    """A job that cannot be run, because a teacher that it needs, or that its assistants need, failed."""
+
+    job: Job
+    by: str  # the one that failed, in a few words
+
+
+@dataclass(frozen=True)
 class Missing:
     """What a sweep still has to do."""
 
-    jobs: list[Job]  # teachers, then students
+    jobs: list[Job]  # teachers, each before those that learn from it, then students
     trained: set[str]  # ids of the plan's teachers that are trained
-    blocked: list[Job]  # students whose teacher failed in an earlier run
+    blocked: list[Blocked]  # by teachers that failed in an earlier run
     done: int  # trials of the plan that have ended
+
+
+def blocked_by(failed: Mapping[str, str], jobs: Iterable[Job]) -> list[Blocked]:
+    """The jobs that need a failed teacher, themselves or through an assistant. `failed`: ids to a few words."""
+    lost, left, blocked = dict(failed), list(jobs), list[Blocked]()
+    while found := [job for job in left if job.teacher_ids & lost.keys()]:
+        blocked += [Blocked(job, next(by for key, by in lost.items() if key in job.teacher_ids)) for job in found]
+        lost |= {other.job.id: other.by for other in blocked}
+        left = [job for job in left if job.id not in lost]
+    return blocked
 
 
 def missing(spec: Spec, text: str, plan: Plan, retry_failed: bool) -> Missing:
@@ -69,8 +99,8 @@ def missing(spec: Spec, text: str, plan: Plan, retry_failed: bool) -> Missing:
     weights = teachers.ids("models")
     over = {key for key, status in ended_teachers.items() if status != Status.COMPLETED or key in weights}
     trained = {key for key in over if ended_teachers[key] == Status.COMPLETED}
+    failed = {key: describe_teacher(plan.teachers[key]) for key in over - trained}
     todo = {key: trial for key, trial in plan.trials.items() if key not in ended}
-    needed = {trial.teacher.id for trial in todo.values() if trial.teacher}
     source = {"sweep": spec.sweep.name, "spec_sha256": sha256(text), "git_commit": rows.git_commit()}
     device = "cpu" if spec.run.gpus == 0 else "auto"
     where = Where(data_root=_absolute(spec.data.root), cpus=spec.run.cpus, device=device)
@@ -79,13 +109,27 @@ def missing(spec: Spec, text: str, plan: Plan, retry_failed: bool) -> Missing:
     def job(role: str, key: str, trial: TrialConfig) -> Job:
         return Job(id=key, role=role, trial=trial, where=where, results=results, source=source)
 
-    absent = [key for key in plan.teachers if key in needed and key not in over]
+    absent = _absent(todo.values(), plan, over)
     jobs = [job("teacher", key, plan.teachers[key]) for key in absent]
-    coming = {None, *trained, *absent}
-    students = [job("student", key, trial) for key, trial in todo.items()]
-    blocked = [other for other in students if other.teacher_id not in coming]
-    jobs += [other for other in students if other.teacher_id in coming]
-    return Missing(jobs=jobs, trained=trained, blocked=blocked, done=len(ended))
+    jobs += [job("student", key, trial) for key, trial in todo.items()]
+    blocked = blocked_by(failed, jobs)
+    out = {other.job.id for other in blocked}
+    return Missing([other for other in jobs if other.id not in out], trained, blocked, done=len(ended))
+
+
+def _absent(trials: Iterable[TrialConfig], plan: Plan, over: Collection[str]) -> list[str]:
+    """The ids of the teachers that these trials need and that are not over, each after those that it needs itself."""
+    found: dict[str, None] = {}
+
+    def visit(trial: TrialConfig) -> None:
+        for ref in teachers_of(trial):
+            if ref.id not in over and ref.id not in found:
+                visit(plan.teachers[ref.id])
+                found[ref.id] = None
+
+    for trial in trials:
+        visit(trial)
+    return list(found)
 
 
 def _absolute(path: str) -> str:

@@ -1,17 +1,18 @@
-"""Spec -> Plan: every trial of a sweep, with its teacher and its identity. Starts nothing."""
+"""Spec -> Plan: every trial of a sweep, with its teachers and its identity. Starts nothing."""
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 from kdtrain.build import check, trial_id
 from kdtrain.config import ConfigError, DataConfig, MethodRef, Recipe, TeacherRef, TrialConfig, parse, unknown
-from kdtrain.methods import METHODS, needs
+from kdtrain.methods import METHODS, assistants, for_assistant, needs, self_taught
 from sweeps.spec import Override, Spec, method_entry, split_pair
 
 Axes = dict[str, Any]
+Teachers = dict[str, TrialConfig]  # by id, each after those that it learns from itself
 
 
 @dataclass(frozen=True)
@@ -27,28 +28,28 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """All trials of a sweep by id, and the teachers that they need by id."""
+    """All trials of a sweep by id, and the teachers and assistants that they need by id."""
 
     cells: list[Cell]
     trials: dict[str, TrialConfig]
-    teachers: dict[str, TrialConfig]
+    teachers: Teachers
 
 
 def expand(spec: Spec) -> Plan:
     """The plan of a spec. ConfigError if any trial could not start, or an override matches nothing."""
     cells: list[Cell] = []
     trials: dict[str, TrialConfig] = {}
-    teachers: dict[str, TrialConfig] = {}
+    teachers: Teachers = {}
     used: set[int] = set()
     seen: dict[tuple[str, str], Axes] = {}
     for axes, method in _product(spec):
         try:
-            trial, teacher = _trial(spec, axes, method, used)
+            trial, own = _trial(spec, axes, method, used)
             check(trial)
+            _check_teachers(teacher for key, teacher in own.items() if key not in teachers)
         except ConfigError as error:
             raise ConfigError(f"{error} (in the trial {describe(axes)})") from None
-        if teacher is not None and trial.teacher is not None:
-            teachers[trial.teacher.id] = teacher
+        teachers |= own
         key = trial_id(trial)
         if (first := seen.setdefault((axes["pair"], key), axes)) is not axes:
             raise ConfigError(f"two cells of the grid are one trial: {describe(first)}; and {describe(axes)}.")
@@ -58,6 +59,11 @@ def expand(spec: Spec) -> Plan:
         if i not in used:
             raise ConfigError(f"override[{i}].when must match a trial, but got {override.when!r}.")
     return Plan(cells, trials, teachers)
+
+
+def teachers_of(trial: TrialConfig) -> list[TeacherRef]:
+    """The teacher and the assistants of a trial: what must be trained before it."""
+    return [*([trial.teacher] if trial.teacher else []), *(trial.assistants or ())]
 
 
 def describe(axes: Mapping[str, Any]) -> str:
@@ -78,8 +84,8 @@ def _product(spec: Spec) -> Iterator[tuple[Axes, MethodRef]]:
             yield axes, MethodRef(name=method.name, params=params)
 
 
-def _trial(spec: Spec, axes: Axes, method: MethodRef, used: set[int]) -> tuple[TrialConfig, TrialConfig | None]:
-    """The trial of a cell and its teacher's trial (None if its method needs none)."""
+def _trial(spec: Spec, axes: Axes, method: MethodRef, used: set[int]) -> tuple[TrialConfig, Teachers]:
+    """The trial of a cell, and those of its teacher and assistants."""
     teacher_name, student = split_pair(axes["pair"])
     recipe = {**spec.train.model_dump(), **{key: axes[key] for key in spec.recipe_axes}}
     params = dict(method.params)
@@ -89,27 +95,58 @@ def _trial(spec: Spec, axes: Axes, method: MethodRef, used: set[int]) -> tuple[T
             if taken := override.set.keys() & _given(spec, method, override.set):
                 raise ConfigError(f"override[{i}].set must not set what the grid says, but sets {min(taken)}.")
             _apply(override, i, recipe, params, method.name)
-    images = spec.data.model_dump(include={"dataset", "subset_seed", "val_size"})
-    teacher, ref = None, None
-    if teacher_name is not None and needs(method):
-        teacher = TrialConfig(
-            data=DataConfig(**images, fraction=spec.teacher.fraction),
-            train=spec.teacher_recipe,
-            student=teacher_name,
-            method=MethodRef(name="vanilla"),
-            seed=spec.teacher.seed,
-        )
-        ref = TeacherRef(model=teacher_name, id=trial_id(teacher))
     trial = TrialConfig(
-        data=DataConfig(**images, fraction=axes["fraction"]),
+        data=_data(spec, axes["fraction"]),
         train=parse(Recipe, recipe, "train"),
-        teacher=ref,
         student=student,
         method=MethodRef(name=method.name, params=params),
         seed=axes["seed"],
         view_seed=spec.data.view_seed,
     )
-    return trial, teacher
+    return _taught(spec, trial, teacher_name)
+
+
+def _data(spec: Spec, fraction: float) -> DataConfig:
+    return DataConfig(**spec.data.model_dump(include={"dataset", "subset_seed", "val_size"}), fraction=fraction)
+
+
+def _taught(spec: Spec, trial: TrialConfig, teacher_name: str | None) -> tuple[TrialConfig, Teachers]:
+    """The trial with the teacher and the assistants that its method needs, and their trials."""
+    if self_taught(trial.method):
+        teacher_name = trial.student
+    if teacher_name is None or not needs(trial.method):
+        return trial, {}
+    teacher = TrialConfig(
+        data=_data(spec, spec.teacher.fraction),
+        train=spec.teacher_recipe,
+        student=teacher_name,
+        method=spec.teacher_method,
+        seed=spec.teacher.seed,
+    )
+    teachers: Teachers = {}
+    taught = trial.model_copy(update={"teacher": _add(teacher, teachers)})
+    refs: list[TeacherRef] = []
+    for model in assistants(trial.method):
+        # An assistant is part of the method: the trial's images and recipe, but one seed for all of its trials.
+        own = {"student": model, "method": for_assistant(trial.method, model), "seed": spec.teacher.seed}
+        assistant = taught.model_copy(update={**own, "view_seed": None, "assistants": tuple(refs) or None})
+        refs.append(_add(assistant, teachers))
+    return taught.model_copy(update={"assistants": tuple(refs) or None}), teachers
+
+
+def _add(teacher: TrialConfig, teachers: Teachers) -> TeacherRef:
+    key = trial_id(teacher)
+    teachers[key] = teacher
+    return TeacherRef(model=teacher.student, id=key)
+
+
+def _check_teachers(teachers: Iterable[TrialConfig]) -> None:
+    """Raise ConfigError unless these teachers can be trained."""
+    for teacher in teachers:
+        try:
+            check(teacher)
+        except ConfigError as error:
+            raise ConfigError(f"{error} (in the training of the teacher {teacher.student})") from None
 
 
 def _given(spec: Spec, method: MethodRef, wanted: Mapping[str, Any]) -> set[str]:

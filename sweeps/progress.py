@@ -20,8 +20,9 @@ LINE_SECONDS = 60.0
 
 
 class Progress(Callback):
-    """Follows Tune's trials. `jobs`: Tune's trial ids to jobs, filled by the searcher.
+    """Follows Tune's trials: results hold `epoch`, `epochs` (of all stages) and perhaps `acc`.
 
+    `jobs`: Tune's trial ids to jobs, filled by the searcher.
     `todo`: the ids of all jobs to run with their weights, proportional to the time they are thought to take.
     `teachers`: those of them that are teachers'. `done`: how many trials earlier runs had finished.
     """
@@ -52,7 +53,7 @@ class Progress(Callback):
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial begins in a worker."""
         if job := self.jobs.get(trial.trial_id):  # else the worker idles
-            self.running[job.id] = (job, {"epoch": 0})
+            self.running[job.id] = (job, {"epoch": 0, "epochs": job.trial.train.epochs})
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -81,7 +82,7 @@ class Progress(Callback):
 
     def line(self) -> str:
         """Progress as one line of text."""
-        running = [f"{job.label} {_state(job, result)}" for job, result in self.running.values()]
+        running = [f"{job.label} {_state(result)}" for job, result in self.running.values()]
         parts = [part for part in (self._count(), self._bad(), *running, self._left()) if part]
         return f"[{duration(time.monotonic() - self.start)}] " + ", ".join(parts)
 
@@ -92,7 +93,7 @@ class Progress(Callback):
         head.add_row(bar, self._count(), Text(self._bad(), style="red"), self._left() or "starting")
         rows = Table.grid(padding=(0, 2))
         for job, result in self.running.values():
-            rows.add_row("", job.label, _state(job, result))
+            rows.add_row("", job.label, _state(result))
         return Group(head, rows)
 
     def _end(self, job: Job, status: str) -> None:
@@ -113,15 +114,13 @@ class Progress(Callback):
     def _left(self) -> str:
         """The time left if the rest goes as the part done so far; empty before the first epoch ends."""
         done = sum(self.todo[key] for key in self.ended)
-        done += sum(
-            self.todo[key] * result["epoch"] / job.trial.train.epochs for key, (job, result) in self.running.items()
-        )
+        done += sum(self.todo[key] * result["epoch"] / result["epochs"] for key, (_, result) in self.running.items())
         if done <= 0:
             return ""
         elapsed = time.monotonic() - self.start
         return f"about {duration(max(0.0, elapsed * (sum(self.todo.values()) / done - 1)))} left"
 
 
-def _state(job: Job, result: Mapping[str, Any]) -> str:
-    text = f"epoch {result['epoch']}/{job.trial.train.epochs}"
+def _state(result: Mapping[str, Any]) -> str:
+    text = f"epoch {result['epoch']}/{result['epochs']}"
     return f"{text} {result['acc']:.1f} %" if result.get("acc") is not None else text

@@ -30,6 +30,8 @@ def identity(trial: TrialConfig, role: str) -> Row:
         **trial.data.model_dump(),
         "teacher": trial.teacher and trial.teacher.model,
         "teacher_id": trial.teacher and trial.teacher.id,
+        "self_taught": methods.self_taught(trial.method),
+        "assistant_ids": [ref.id for ref in trial.assistants] if trial.assistants else None,
         "student": trial.student,
         "method": trial.method.name,
         "method_version": methods.version(trial.method),

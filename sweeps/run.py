@@ -24,7 +24,7 @@ from rich.console import Console
 from kdtrain.config import ConfigError
 from sweeps import rows
 from sweeps.cost import Cost
-from sweeps.job import Job, Missing
+from sweeps.job import Blocked, Job, Missing
 from sweeps.progress import Progress
 from sweeps.schema import Status
 from sweeps.search import PlannedSearch
@@ -35,8 +35,10 @@ from sweeps.trainable import TrialTrainable
 PENDING = 16  # trials that wait for workers where the cluster has none yet
 
 
-def run(todo: Missing, table: RunTable, cost: Cost, console: Console, trainable: type = TrialTrainable) -> list[Job]:
-    """Run all missing jobs; returns those that were not run because their teacher failed.
+def run(
+    todo: Missing, table: RunTable, cost: Cost, console: Console, trainable: type = TrialTrainable
+) -> list[Blocked]:
+    """Run all missing jobs; returns those that were not run because a teacher failed.
 
     StoreError if results cannot be written; KeyboardInterrupt passes through.
     """

@@ -18,7 +18,7 @@ class Status(StrEnum):
     FAILED = "failed"
 
 
-VERSION = "1"
+VERSION = "2"
 _METADATA = {"kdsweep.schema": VERSION}
 _UTC = pa.timestamp("ms", tz="UTC")
 
@@ -36,6 +36,8 @@ IDENTITY = [
     _field("val_size", pa.int64()),
     _field("teacher", pa.string(), null=True),  # null where the method looks at no teacher
     _field("teacher_id", pa.string(), null=True),
+    _field("self_taught", pa.bool_()),  # the teacher is of the student's architecture whatever the pair
+    _field("assistant_ids", pa.list_(pa.string()), null=True),  # in order; null where the method has no assistants
     _field("student", pa.string()),
     _field("method", pa.string()),
     _field("method_version", pa.string()),
@@ -57,7 +59,7 @@ OUTCOME = [
     _field("status", pa.string()),
     _field("error_type", pa.string(), null=True),
     _field("error", pa.string(), null=True),  # traceback
-    _field("epochs_done", pa.int64()),
+    _field("epochs_done", pa.int64()),  # of both stages
 ]
 METRICS = [  # null unless completed
     _field("val_acc", pa.float64(), null=True),
@@ -93,10 +95,11 @@ TRIALS = pa.schema([*IDENTITY, *OUTCOME, *METRICS, *PROVENANCE], metadata=_METAD
 EPOCHS = pa.schema(
     [
         _field("trial_id", pa.string()),
-        _field("epoch", pa.int64()),  # 1-based
+        _field("stage", pa.string()),  # "train", or "pretrain" for a stage before the epochs of the recipe
+        _field("epoch", pa.int64()),  # 1-based, within the stage
         _field("lr", pa.float64()),
         _field("terms", pa.map_(pa.string(), pa.float64())),
-        _field("train_acc", pa.float64()),
+        _field("train_acc", pa.float64(), null=True),  # null in "pretrain", as are the other two
         _field("val_acc", pa.float64(), null=True),
         _field("test_acc", pa.float64(), null=True),
         _field("seconds", pa.float64()),

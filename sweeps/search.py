@@ -1,4 +1,4 @@
-"""The order in which trials are handed to Ray Tune: teachers first, a student when its teacher is ready."""
+"""The order in which trials are handed to Ray Tune: teachers first, a student when its teachers are ready."""
 
 import time
 from collections.abc import Iterable
@@ -6,7 +6,7 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from sweeps.job import Job
+from sweeps.job import Blocked, Job, blocked_by
 from sweeps.schema import Status
 
 # An idling trial lasts a share of the time that workers have idled so far, within limits, in seconds: few of them
@@ -17,8 +17,8 @@ IDLE_SHARE, IDLE_MIN, IDLE_MAX = 0.03, 0.3, 60.0
 class PlannedSearch(Searcher):
     """Hands Tune each planned job once. Tune's own trial ids map to jobs in `jobs`.
 
-    A job whose teacher is being trained waits; one whose teacher failed is never handed out and ends
-    in `blocked`. `trained` holds the ids of the teachers that are trained.
+    A job waits until its teacher and all its assistants are trained; if one of them fails, or one that
+    they need, it is never handed out and ends in `blocked`. `trained` holds the ids of those that are trained.
 
     Where Tune asks and nothing is ready, it gets a trial that idles for a while, and asks again: told that
     there is nothing yet, Tune would end the idle worker, and starting one anew takes seconds.
@@ -31,14 +31,14 @@ class PlannedSearch(Searcher):
         self.jobs: dict[str, Job] = {}
         self.idle: set[str] = set()  # Tune's ids of idling trials
         self.idle_since: float | None = None  # when workers began to idle
-        self.blocked: list[Job] = []
+        self.blocked: list[Blocked] = []
 
     def suggest(self, trial_id: str) -> Any:
-        """The next job whose teacher is ready; FINISHED when there is none left."""
+        """The next job whose teachers are ready; FINISHED when there is none left."""
         if not self.waiting:
             return Searcher.FINISHED
         for i, job in enumerate(self.waiting):
-            if job.teacher_id is None or job.teacher_id in self.trained:
+            if job.teacher_ids <= self.trained:
                 self.jobs[trial_id], self.idle_since = self.waiting.pop(i), None
                 return {"job": job.model_dump_json()}
         if len(self.idle) >= len(self.waiting):  # more workers than there will be work for
@@ -48,7 +48,7 @@ class PlannedSearch(Searcher):
         return {"idle": min(max(IDLE_SHARE * (time.monotonic() - self.idle_since), IDLE_MIN), IDLE_MAX)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Let the students of a trained teacher go; give up those of a failed one."""
+        """Let those go that waited for a trained teacher; give up all that need a failed one."""
         self.idle.discard(trial_id)
         if result and "store_error" in result:  # nothing more can be stored, so nothing more is begun
             self.waiting = []
@@ -58,8 +58,10 @@ class PlannedSearch(Searcher):
         if not error and result and result.get("status") == Status.COMPLETED:
             self.trained.add(job.id)
             return
-        self.blocked += [other for other in self.waiting if other.teacher_id == job.id]
-        self.waiting = [other for other in self.waiting if other.teacher_id != job.id]
+        blocked = blocked_by({job.id: job.label}, self.waiting)
+        lost = {other.job.id for other in blocked}
+        self.blocked += blocked
+        self.waiting = [other for other in self.waiting if other.id not in lost]
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: what is done is read from the store."""
@@ -69,9 +71,9 @@ class PlannedSearch(Searcher):
 
 
 def _priority(job: Job) -> tuple[int, float]:
-    """Teachers, then students that need none (they fill the machine meanwhile), then the others.
+    """Teachers and assistants, then students that need none (they fill the machine meanwhile), then the others.
 
     Within each the longest first, so that no worker is left alone with a long trial at the end.
     """
-    kind = 0 if job.role == "teacher" else 1 if job.teacher_id is None else 2
+    kind = 0 if job.role == "teacher" else 2 if job.teacher_ids else 1
     return kind, -job.trial.data.fraction * job.trial.train.epochs

@@ -3,13 +3,15 @@
 import os
 import time
 from collections import Counter, defaultdict
+from collections.abc import Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from kdtrain.config import canonical
 from sweeps.cost import Cost
-from sweeps.job import Missing, describe, missing
+from sweeps.job import Missing, describe, describe_teacher, missing
 from sweeps.plan import Cell, Plan
 from sweeps.schema import Status
 from sweeps.spec import Spec
@@ -17,7 +19,7 @@ from sweeps.store import TEACHERS, Store
 from sweeps.words import count, duration
 
 COST_COLUMNS = [
-    "dataset", "student", "teacher", "method", "precision", "cpus", "fraction", "train_seconds", "epochs_done",
+    "dataset", "student", "teacher", "method", "precision", "cpus", "fraction", "epochs", "train_seconds",
 ]  # fmt: skip
 
 
@@ -36,7 +38,7 @@ def show_plan(spec: Spec, text: str, plan: Plan, console: Console) -> None:
     console.print(_cells_table(plan, absent))
     for key, teacher in plan.teachers.items():
         state = "trained" if key in todo.trained else "to train" if key in absent else "not needed, or failed"
-        console.print(f"teacher {teacher.student} ({key}): {state}")
+        console.print(f"{describe_teacher(teacher)} ({key}): {state}", soft_wrap=True)
     console.print(f"{todo.done} of {len(plan.trials)} trials are done.")
     if todo.jobs:
         console.print(_estimate(spec, todo), soft_wrap=True)
@@ -59,10 +61,16 @@ def show_status(spec: Spec, plan: Plan, console: Console) -> None:
         last = {row["trial_id"]: row for row in store.read_epochs(begun).to_pylist()}  # a trial's rows ascend
         for key, changed in sorted(begun.items(), key=lambda item: -item[1]):
             trial, row = trials[key], last[key]
-            acc = row["val_acc"] if row["val_acc"] is not None else row["test_acc"]
             ago = duration(max(0.0, time.time() - changed))
-            epoch = f"epoch {row['epoch']}/{trial.train.epochs}"
-            console.print(f"  {key} {describe(trial)}: {epoch}, {acc:.1f} %, {ago} ago", soft_wrap=True)
+            console.print(f"  {key} {describe(trial)}: {_epoch(row, trial.train.epochs)}, {ago} ago", soft_wrap=True)
+
+
+def _epoch(row: Mapping[str, Any], epochs: int) -> str:
+    """The last epoch of a trial under way; how many a stage before the recipe's epochs has is not in the spec."""
+    if row["stage"] != "train":
+        return f"{row['stage']} epoch {row['epoch']}"
+    acc = row["val_acc"] if row["val_acc"] is not None else row["test_acc"]
+    return f"epoch {row['epoch']}/{epochs}, {acc:.1f} %"
 
 
 def _cells_table(plan: Plan, absent: set[str]) -> Table:

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, ConfigDict, Field
 
 from kdtrain import data, models, subset
 from kdtrain.config import ConfigError, Frozen, MethodRef, Recipe, Seed, parse, unknown
-from kdtrain.methods import resolve
+from kdtrain.methods import needs, resolve
 from sweeps.store import TEACHERS
 
 
@@ -51,12 +51,13 @@ class DataTable(Frozen):
 
 
 class TeacherTable(Frozen):
-    """[teacher]: how teachers are trained where that differs from [train]; `recipe` holds Recipe fields."""
+    """[teacher]: how teachers are trained where that differs from [train]. Further keys: fields of the recipe."""
 
     model_config = ConfigDict(extra="allow")
 
     fraction: Fraction = 1.0
-    seed: Seed = 0
+    seed: Seed = 0  # also of the assistants
+    method: str | dict[str, Any] = "vanilla"  # a name, or { name = ..., PARAM = ... }; one that needs no teacher
 
 
 class Grid(Frozen):
@@ -104,6 +105,11 @@ class Spec(Frozen):
         return parse(Recipe, {**self.train.model_dump(), **(self.teacher.model_extra or {})}, "teacher")
 
     @property
+    def teacher_method(self) -> MethodRef:
+        """The method by which the teachers are trained."""
+        return method_entry(self.teacher.method)
+
+    @property
     def recipe_axes(self) -> dict[str, list[Any]]:
         """The lists of [grid] that vary fields of the recipe."""
         extra = self.grid.model_extra or {}
@@ -136,7 +142,7 @@ def parse_text(text: str, name: str = "spec") -> Spec:
     if spec.sweep.name == TEACHERS:
         raise ConfigError(f"sweep.name must not be {TEACHERS!r}, the folder of all teachers.")
     data.check(spec.data.dataset, "data.dataset")
-    _ = spec.teacher_recipe
+    _check_teacher(spec)
     _check_pairs(spec.grid.pair)
     _check_methods(spec)
     _check_axes(spec)
@@ -155,7 +161,7 @@ def split_pair(pair: str) -> tuple[str | None, str]:
 
 
 def method_entry(entry: str | Mapping[str, Any]) -> MethodRef:
-    """An entry of grid.method as a reference."""
+    """An entry of grid.method, or teacher.method, as a reference."""
     if isinstance(entry, str):
         return MethodRef(name=entry)
     return MethodRef(name=entry["name"], params={key: value for key, value in entry.items() if key != "name"})
@@ -168,6 +174,15 @@ def check_data(spec: Spec) -> None:
         subset.split(images.train_labels, fraction, spec.data.val_size, spec.data.subset_seed)
 
 
+def _check_teacher(spec: Spec) -> None:
+    _ = spec.teacher_recipe
+    _check_entry(spec.teacher.method, "teacher.method")
+    if needs(spec.teacher_method):
+        raise ConfigError(
+            f"teacher.method must be a method that needs no teacher itself, but got {spec.teacher.method!r}."
+        )
+
+
 def _check_pairs(pairs: Iterable[str]) -> None:
     for i, pair in enumerate(pairs):
         teacher, student = split_pair(pair)
@@ -178,12 +193,16 @@ def _check_pairs(pairs: Iterable[str]) -> None:
 
 def _check_methods(spec: Spec) -> None:
     for i, entry in enumerate(spec.grid.method):
-        if not isinstance(entry, str) and not isinstance(entry.get("name"), str):
-            raise ConfigError(f"grid.method[{i}].name must be the name of a method, but got {entry!r}.")
+        _check_entry(entry, f"grid.method[{i}]")
         ref = method_entry(entry)
-        resolve(ref, f"grid.method[{i}]")
         if both := ref.params.keys() & spec.method_axes.get(ref.name, {}).keys():
             raise ConfigError(f"grid.method[{i}] must not give what is an axis in [grid.{ref.name}]: {min(both)}.")
+
+
+def _check_entry(entry: str | Mapping[str, Any], where: str) -> None:
+    if not isinstance(entry, str) and not isinstance(entry.get("name"), str):
+        raise ConfigError(f"{where}.name must be the name of a method, but got {entry!r}.")
+    resolve(method_entry(entry), where)
 
 
 def _check_axes(spec: Spec) -> None:

@@ -104,20 +104,23 @@ class TrialTrainable(tune.Trainable):
         return weights and job.id in store.completed([job.id])
 
     def _progress(self) -> dict[str, Any]:
+        """The epochs done and to do, of all stages, and the last accuracy (None in a stage before the recipe's)."""
+        epochs = self.training.total_epochs if self.training else self.job.trial.train.epochs
         records = self.training.records if self.training else []
         if not records:
-            return {"epoch": 0}
+            return {"epoch": 0, "epochs": epochs}
         last = records[-1]
         shown = last.val_acc if last.val_acc is not None else last.test_acc
-        return {"epoch": last.epoch, "acc": shown}
+        return {"epoch": len(records), "epochs": epochs, "acc": shown}
 
     def _where(self) -> Where:
-        """The job's `where` with the teacher's weights as a local file."""
-        job = self.job
-        if job.trial.teacher is None:
-            return job.where
-        path = _local_weights(job.results, job.trial.teacher.id)
-        return job.where.model_copy(update={"teacher_weights": path})
+        """The job's `where` with the weights of its teachers as local files."""
+        teacher, assistants, results = self.job.trial.teacher, self.job.trial.assistants or (), self.job.results
+        files = {
+            "teacher_weights": teacher and _local_weights(results, teacher.id),
+            "assistant_weights": tuple(_local_weights(results, ref.id) for ref in assistants),
+        }
+        return self.job.where.model_copy(update=files)
 
 
 def _device_name(training: Training | None) -> str:

@@ -1,4 +1,4 @@
-"""The methods by name. `a+b` names two together."""
+"""The methods by name. `a+b` names two together; where b is a plug-in with the host a, it changes a's terms."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,45 +6,119 @@ from typing import Any
 from pydantic import BaseModel
 
 from kdtrain.config import ConfigError, MethodRef, parse, unknown
-from kdtrain.methods.base import Method, Setting
+from kdtrain.methods.ab import AB
+from kdtrain.methods.at import AT
+from kdtrain.methods.base import Method, Part, Plugin, Setting, trains_teacher
+from kdtrain.methods.cc import CC
 from kdtrain.methods.cid import CID
 from kdtrain.methods.composed import Composed
+from kdtrain.methods.crd import CRD
+from kdtrain.methods.cs_kd import ClasswiseKD
+from kdtrain.methods.cskd import CSKD
+from kdtrain.methods.dgkd import DGKD
+from kdtrain.methods.dist import DIST
+from kdtrain.methods.dkd import DKD
 from kdtrain.methods.fitnet import FitNet
-from kdtrain.methods.ipwd import IPWD
+from kdtrain.methods.fsp import FSP
+from kdtrain.methods.ft import FT
+from kdtrain.methods.ipwd import IPWD, IPWDPlugin
 from kdtrain.methods.kd import KD
+from kdtrain.methods.ls import LS
+from kdtrain.methods.lskd import LSKD, LSKDPlugin
+from kdtrain.methods.nkd import NKD
+from kdtrain.methods.nst import NST
+from kdtrain.methods.ofd import OFD
+from kdtrain.methods.pkt import PKT
+from kdtrain.methods.ps_kd import PSKD
+from kdtrain.methods.reviewkd import ReviewKD
+from kdtrain.methods.rkd import RKD
 from kdtrain.methods.sp import SP
+from kdtrain.methods.srrl import SRRL
+from kdtrain.methods.sskd import SSKD
+from kdtrain.methods.tf_kd import TFKD
 from kdtrain.methods.vanilla import Vanilla
+from kdtrain.methods.vid import VID
+from kdtrain.methods.wsld import WSLD
 
 METHODS: dict[str, type[Method]] = {
     "vanilla": Vanilla,
+    "ls": LS,
     "kd": KD,
     "fitnet": FitNet,
+    "at": AT,
     "sp": SP,
+    "cc": CC,
+    "vid": VID,
+    "rkd": RKD,
+    "pkt": PKT,
+    "ab": AB,
+    "ft": FT,
+    "fsp": FSP,
+    "nst": NST,
+    "crd": CRD,
+    "srrl": SRRL,
+    "cskd": CSKD,
+    "ofd": OFD,
+    "sskd": SSKD,
+    "wsld": WSLD,
+    "dgkd": DGKD,
+    "cs_kd": ClasswiseKD,
+    "tf_kd": TFKD,
+    "ps_kd": PSKD,
+    "dkd": DKD,
+    "reviewkd": ReviewKD,
+    "dist": DIST,
+    "nkd": NKD,
+    "lskd": LSKD,
     "cid": CID,
     "ipwd": IPWD,
 }
+PLUGINS: dict[str, type[Plugin]] = {
+    "lskd": LSKDPlugin,
+    "ipwd": IPWDPlugin,
+}
 
 
-def resolve(ref: MethodRef, path: str = "method") -> dict[str, BaseModel]:
-    """The full Config of each part of a method; ConfigError for an unknown name or a wrong parameter."""
-    names = ref.name.split("+")
+def classes(ref: MethodRef, path: str = "method") -> dict[str, type[Part]]:
+    """The class of each part of a method; ConfigError for an unknown name, and for one that is named twice."""
+    host, *others = names = ref.name.split("+")
     for name in names:
         if name not in METHODS:
             raise ConfigError(unknown("method", name, METHODS, path))
     if len(set(names)) < len(names):
         raise ConfigError(f"{path} must name each method once, but got {ref.name!r}.")
-    if len(names) == 1:
+    plugins = [name for name in others if name in PLUGINS and host in PLUGINS[name].hosts]
+    if len(plugins) > 1:
+        raise ConfigError(f"{path} must have one plug-in of {host} at most, but got {' and '.join(plugins)}.")
+    return {name: PLUGINS[name] if name in plugins else METHODS[name] for name in names}
+
+
+def resolve(ref: MethodRef, path: str = "method") -> dict[str, BaseModel]:
+    """The full Config of each part of a method; ConfigError for an unknown name or a wrong parameter."""
+    parts = classes(ref, path)
+    if len(parts) == 1:
         return {ref.name: parse(METHODS[ref.name].Config, ref.params, ref.name)}
     for key, value in ref.params.items():
-        if key not in names:
-            raise ConfigError(unknown("part", key, names, ref.name))
+        if key not in parts:
+            raise ConfigError(unknown("part", key, parts, ref.name))
         if not isinstance(value, Mapping):
             raise ConfigError(f"{ref.name}: {key} must be a table of that method's parameters, but got {value!r}.")
-    configs: dict[str, BaseModel] = {}
-    for i, name in enumerate(names):
-        defaults = METHODS[name].composed if i else {}
-        configs[name] = parse(METHODS[name].Config, {**defaults, **ref.params.get(name, {})}, name)
-    return configs
+    return {
+        name: parse(part.Config, {**_defaults(name, parts), **ref.params.get(name, {})}, name)
+        for name, part in parts.items()
+    }
+
+
+def _defaults(name: str, parts: Mapping[str, type[Part]]) -> Mapping[str, Any]:
+    """The defaults of a part that differ in this company."""
+    host, part = next(iter(parts)), parts[name]
+    if issubclass(part, Plugin):
+        return part.hosts[host][1]
+    if name == host:
+        plugins = (other for other in parts.values() if issubclass(other, Plugin))
+        return next((plugin.hosts[host][0] for plugin in plugins), {})
+    assert issubclass(part, Method)
+    return part.composed
 
 
 def params(ref: MethodRef) -> dict[str, Any]:
@@ -58,12 +132,49 @@ def params(ref: MethodRef) -> dict[str, Any]:
 
 def version(ref: MethodRef) -> str:
     """The version of a method, of each part for `a+b`."""
-    return "+".join(str(METHODS[name].version) for name in ref.name.split("+"))
+    return "+".join(str(part.version) for part in classes(ref).values())
 
 
 def needs(ref: MethodRef) -> frozenset[str]:
     """The teacher outputs that a method looks at; empty if it needs no teacher."""
-    return frozenset().union(*(METHODS[name].needs for name in ref.name.split("+")))
+    return frozenset().union(*(part.needs_with(config) for part, config in _methods(ref)))
+
+
+def assistants(ref: MethodRef) -> tuple[str, ...]:
+    """The architectures of the assistant teachers of a method, the first the teacher's own pupil."""
+    return tuple(dict.fromkeys(model for part, config in _methods(ref) for model in part.assistants(config)))
+
+
+def for_assistant(ref: MethodRef, model: str) -> MethodRef:
+    """The method by which an assistant is trained: `ref` with the assistants before that one."""
+    configs, params = resolve(ref), dict(ref.params)
+    for name, part in classes(ref).items():
+        models = part.assistants(configs[name]) if issubclass(part, Method) else ()
+        if issubclass(part, Method) and model in models:
+            own = part.assistant_params(configs[name], models.index(model))
+            params |= own if name == ref.name else {name: {**params.get(name, {}), **own}}
+    return MethodRef(name=ref.name, params=params)
+
+
+def self_taught(ref: MethodRef) -> bool:
+    """Whether a method's teacher is a trained network of the student's own architecture."""
+    return any(part.self_taught(config) for part, config in _methods(ref))
+
+
+def partners(ref: MethodRef) -> bool:
+    """Whether the student sees another image of each label, too."""
+    return any(part.partners for part, _ in _methods(ref))
+
+
+def rotated(ref: MethodRef) -> bool:
+    """Whether batches hold each image turned by 0, 90, 180 and 270 degrees."""
+    return any(part.rotated for part in classes(ref).values())
+
+
+def cacheable(ref: MethodRef) -> bool:
+    """Whether all that a method looks at of its teacher is a few numbers an image that no step changes."""
+    changing = rotated(ref) or any(trains_teacher(config) for config in resolve(ref).values())
+    return needs(ref) <= {"logits", "pooled"} and not changing and not assistants(ref)
 
 
 def nesterov(ref: MethodRef) -> bool:
@@ -73,5 +184,16 @@ def nesterov(ref: MethodRef) -> bool:
 
 def build(ref: MethodRef, setting: Setting) -> Method:
     """The method with its modules, for these networks. ConfigError if it cannot work with them."""
-    parts = {name: METHODS[name](config, setting) for name, config in resolve(ref).items()}
-    return Composed(parts, setting) if len(parts) > 1 else parts[ref.name]
+    configs = resolve(ref)
+    parts = {name: part(configs[name], setting) for name, part in classes(ref).items()}
+    if len(parts) > 1:
+        return Composed(parts, setting)
+    alone = parts[ref.name]
+    assert isinstance(alone, Method)
+    return alone
+
+
+def _methods(ref: MethodRef) -> list[tuple[type[Method], BaseModel]]:
+    """The parts that are methods, with their Configs."""
+    configs = resolve(ref)
+    return [(part, configs[name]) for name, part in classes(ref).items() if issubclass(part, Method)]

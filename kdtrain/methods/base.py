@@ -1,7 +1,7 @@
 """The interface of a distillation method."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from torch import Tensor, nn
@@ -14,12 +14,14 @@ T = TypeVar("T")
 
 
 class Batch(NamedTuple):
-    """One batch as the student sees it."""
+    """One batch as the student sees it. B is the number of its labels."""
 
-    images: Tensor  # [B, C, H, W], augmented and normalised
+    images: Tensor  # [B, C, H, W], augmented and normalised; [4B, C, H, W] for a method that is `rotated`
     labels: Tensor  # [B], int64
     indices: Tensor  # [B], int64: the images' places in the full training set
-    epoch: int  # 1-based
+    epoch: int  # 1-based, within its stage
+    partner: Outputs | None = None  # the student's for another image of each label, without gradient; see `partners`
+    assistants: tuple[Outputs, ...] = ()  # those of the networks that `assistants` names, for `images`
 
 
 class Setting(NamedTuple):
@@ -31,58 +33,171 @@ class Setting(NamedTuple):
     teacher_shapes: Outputs | None
     num_classes: int
     epochs: int
+    assistants: tuple[Model, ...] = ()
 
 
-class Method(nn.Module, ABC):
-    """One distillation method: its loss terms, its trainable modules (submodules) and its state (buffers).
+class Pretraining(NamedTuple):
+    """A stage before the epochs of the recipe: an SGD of its own trains `modules`, all else is fixed and in eval mode.
 
-    Parameters and buffers are saved in checkpoints, so state that must survive a resume is a buffer.
-    The hooks (`param_groups`, `prepare`, `start_epoch`, `predict`, `teacher_trains`) say
-    here what happens for a method that does not define them. A constructor raises ConfigError if its
-    Config cannot work with these networks or this number of epochs; plans are checked by building.
+    Momentum, weight decay and the factor at the milestones are the recipe's.
+    """
+
+    epochs: int
+    modules: Sequence[nn.Module]
+    lr: float | None = None  # None: the recipe's
+    milestones: tuple[int, ...] = ()  # the last epoch at each learning rate
+    student: bool = True  # whether the loss looks at the student's outputs
+
+
+class Paper(NamedTuple):
+    """Where a method was published."""
+
+    title: str
+    authors: str
+    venue: str
+    year: int
+
+
+class Range(NamedTuple):
+    """The values of a parameter that a search tries unless told otherwise."""
+
+    low: float
+    high: float
+    log: bool = True  # uniform in the logarithm, for scales
+
+
+Space = Mapping[str, Range | tuple[Any, ...]]  # a tuple holds choices
+
+
+class Part(nn.Module):
+    """What methods and plug-ins share: modules, state, and hooks that do nothing unless they are defined.
+
+    Submodules are trained unless `param_groups` says otherwise. Parameters and buffers are saved in checkpoints, so
+    state that must survive a resume is a buffer. A constructor raises ConfigError if its Config cannot work with these
+    networks or this number of epochs; plans are checked by building.
     """
 
     class Config(Frozen):
-        """The method's parameters; defaults are the paper's."""
+        """The parameters; defaults are the paper's."""
 
     version: ClassVar[int] = 1  # part of the trial's identity: raise it when results change
-    composed: ClassVar[dict[str, Any]] = {}  # defaults that differ when the method is added to another one
-    needs: ClassVar[frozenset[str]] = frozenset()  # teacher outputs: "logits", "pooled", "stages"
-    nesterov: ClassVar[bool] = False  # what the method's authors used
+    paper: ClassVar[Paper | None] = None
+    search_space: ClassVar[Space] = {}
+    rotated: ClassVar[bool] = False  # batches hold each image turned by 0, 90, 180, 270 degrees: B, then 3B rows
 
     def __init__(self, config: Any, setting: Setting) -> None:
         super().__init__()
         self.config = config
 
-    @abstractmethod
-    def loss(self, batch: Batch, student: Outputs, teacher: Outputs | None) -> dict[str, Tensor]:
-        """Named terms, weights applied; their sum is the loss. All features are float32 (or float64)."""
-
     @property
     def teacher_trains(self) -> bool:
-        """Whether the teacher's BatchNorm uses batch statistics (and moves its running ones). False."""
-        return False
+        """Whether the teacher's BatchNorm uses batch statistics (and moves its running ones): `teacher_bn` says so."""
+        return trains_teacher(self.config)
 
     def param_groups(self) -> Groups:
-        """Optimizer groups of the method's own modules; by default one, with the student's settings.
+        """Optimizer groups of the own modules; by default one, with the student's settings.
 
         A group may say `weight_decay`, and `lr_scale` for a learning rate relative to the student's.
         """
         parameters = list(self.parameters())
         return [{"params": parameters}] if parameters else []
 
+    def allocate(self, indices: Tensor, labels: Tensor) -> None:
+        """Called once, before a saved state is loaded: make the buffers whose size depends on the training images.
+
+        indices: [n] int64, the images' places in the full training set, ascending; labels: [n] int64.
+        """
+
+    def pretraining(self) -> Pretraining | None:
+        """The stage before the epochs of the recipe; None where there is none. Its loss is `pretrain_loss`."""
+        return None
+
+    def pretrain_loss(self, batch: Batch, student: Outputs | None, teacher: Outputs | None) -> dict[str, Tensor]:
+        """Named terms of the loss of `pretraining`."""
+        raise NotImplementedError
+
     def prepare(self, batches: Iterable[tuple[Batch, Outputs | None]]) -> None:
-        """Called once before epoch 1 with the training images, not augmented, and the teacher's outputs."""
+        """Called once before the first epoch with the training images, not augmented, and the teacher's outputs."""
 
     def start_epoch(self, epoch: int) -> None:
-        """Called before the first batch of an epoch (1-based), also after a resume."""
+        """Called before the first batch of an epoch of the recipe (1-based), also after a resume."""
+
+
+class Method(Part, ABC):
+    """One distillation method: its loss terms, its trainable modules (submodules) and its state (buffers)."""
+
+    composed: ClassVar[Mapping[str, Any]] = {}  # defaults that differ when the method is added to another one
+    needs: ClassVar[frozenset[str]] = frozenset()  # teacher outputs: "logits", "pooled", "stages", "preact"
+    nesterov: ClassVar[bool] = False  # what the method's authors used
+    partners: ClassVar[bool] = False  # the student also sees another image of each label, see Batch
+
+    @classmethod
+    def needs_with(cls, config: Any) -> frozenset[str]:
+        """The teacher outputs needed with this Config; `needs` unless the method depends on it."""
+        return cls.needs
+
+    @classmethod
+    def assistants(cls, config: Any) -> tuple[str, ...]:
+        """The architectures of teachers beside the teacher, each distilled with those before it. None."""
+        return ()
+
+    @classmethod
+    def assistant_params(cls, config: Any, place: int) -> Mapping[str, Any]:
+        """The parameters that change where this method trains its assistant at `place` (from 0). None."""
+        return {}
+
+    @classmethod
+    def self_taught(cls, config: Any) -> bool:
+        """Whether the teacher is a trained network of the student's own architecture, whatever the pair. False."""
+        return False
+
+    @property
+    def teacher_in_loss(self) -> bool:
+        """Whether `loss` looks at the teacher; False for a method that does so in `pretraining` alone."""
+        return bool(self.needs_with(self.config))
+
+    @abstractmethod
+    def loss(self, batch: Batch, student: Outputs, teacher: Outputs | None) -> dict[str, Tensor]:
+        """Named terms, weights applied; their sum is the loss. All features are float32 (or float64)."""
 
     def predict(self, outputs: Outputs) -> Tensor:
         """The logits [B, K] by which the student is evaluated; by default its own."""
         return outputs.logits
+
+    def predictor(self) -> dict[str, Tensor]:
+        """The part of `state_dict` that `predict` uses, which a file of the student's weights must hold. Nothing."""
+        return {}
+
+    def per_sample(self, batch: Batch, student: Outputs, teacher: Outputs | None) -> dict[str, Tensor]:
+        """One term of `loss`, by its name, before the mean over the batch: [B]; a plug-in may weight it."""
+        raise NotImplementedError
+
+
+class Plugin(Part, ABC):
+    """What changes the terms of another method, its host, when it is added to it: `dkd+lskd` in a spec."""
+
+    # The methods that may be hosts, each with the defaults that then differ, the host's and the plug-in's own.
+    hosts: ClassVar[Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]]
+
+    @abstractmethod
+    def change(self, host: Method, batch: Batch, student: Outputs, teacher: Outputs | None) -> dict[str, Tensor]:
+        """The terms of the host as this plug-in makes them, and its own."""
+
+
+def trains_teacher(config: Any) -> bool:
+    """Whether a Config has the field `teacher_bn` and it says "train"."""
+    return bool(getattr(config, "teacher_bn", "eval") == "train")
 
 
 def given(value: T | None) -> T:
     """`value`, which a method that names it in `needs` is always given."""
     assert value is not None, "the method needs a teacher"
     return value
+
+
+def first_rows(outputs: Outputs, n: int | None) -> Outputs:
+    """The outputs of the first n images; of all for None."""
+    logits, pooled, stem, stages, preact = outputs
+    return Outputs(
+        logits[:n], pooled[:n], stem[:n], tuple(stage[:n] for stage in stages), tuple(stage[:n] for stage in preact)
+    )

@@ -6,15 +6,15 @@ looks at the classes with two samples or more in the batch, and the first epochs
 """
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
 from kdtrain.config import ConfigError, Epochs, Frozen, part_of
-from kdtrain.methods.base import Batch, Groups, Method, Setting, given
+from kdtrain.methods.base import Batch, Groups, Method, Paper, Range, Setting, Space, given
 from kdtrain.methods.kd import kd_loss
 from kdtrain.models.outputs import Outputs
 
@@ -60,12 +60,26 @@ def context(z: Tensor, centres: Tensor, tau: float) -> Tensor:
     return F.softmax(z.detach() / tau, dim=1) @ centres
 
 
+def _different_stages(value: object) -> object:
+    """The value of `layers`: a list of stages becomes an ascending tuple."""
+    if isinstance(value, list | tuple):
+        if value and all(type(stage) is int and stage >= 1 for stage in value) and len(set(value)) == len(value):
+            return tuple(sorted(value))
+    elif value in ("pooled", "all"):
+        return value
+    raise ValueError("must be 'pooled', 'all' or a list of different stages, of which 1 is the first")
+
+
+Layers = Annotated[Literal["pooled", "all"] | tuple[int, ...], BeforeValidator(_different_stages)]
+
+
 class CID(Method):
     """L = CE(fc([v_s; J]), y) + KL_tau(z_s, z_t) + alpha SR + beta CR; no CE in the first epochs.
 
     SR = nm_mse(R(v_s), v_t) with a linear R, CR = class_relation_loss(v_s, v_t). J is the sample's
     class context over the centres M that the last epoch built. Prediction is by fc, the context
-    classifier, so accuracy means nothing in the initial epochs, which do not train it.
+    classifier, so accuracy means nothing in the initial epochs, which do not train it. Of other layers
+    SR compares the channels' means over the map, with an R for each layer, and is the mean over the layers.
     """
 
     class Config(Frozen):
@@ -77,27 +91,31 @@ class CID(Method):
         # Epochs without cross-entropy, or their share of all epochs: 20 of 240. None: 0 without `inv`, else that.
         init_epochs: Epochs | None = None
         centre_momentum: float = Field(0.0, ge=0, lt=1)  # M <- u M + (1 - u) M_new
-        # Ablations (CID Figure 6)
+        # Ablations (CID Figures 6 and 7)
         sr: bool = True
         cr: bool = True
         inv: bool = True  # False: cross-entropy on the student's own classifier
         # "mse": squared error divided by the mean ||v_t||^2 of the training images, the same scale on average
         sr_loss: Literal["nm_mse", "mse"] = "nm_mse"
+        layers: Layers = "pooled"  # what SR compares: the pooled vectors, the maps of all stages, or of those listed
 
+    paper = Paper("Comprehensive Knowledge Distillation with Causal Intervention", "Deng and Zhang", "NeurIPS", 2021)
     needs = frozenset({"logits", "pooled"})
     nesterov = True
+    search_space: ClassVar[Space] = {"alpha": Range(1, 100), "beta": Range(0.1, 10), "tau": Range(1, 20)}
 
     def __init__(self, config: Config, setting: Setting) -> None:
         super().__init__(config, setting)
         d_s = setting.student_shapes.pooled.shape[1]
-        d_t = given(setting.teacher_shapes).pooled.shape[1]
         share = config.init_epochs if config.init_epochs is not None else (20 / 240 if config.inv else 0)
         self.init_epochs = part_of(share, setting.epochs)
         if self.init_epochs >= setting.epochs:
             raise ConfigError(
                 f"cid needs an epoch after its {self.init_epochs} of init_epochs, but got epochs = {setting.epochs}."
             )
-        self.regressor = nn.Linear(d_s, d_t) if config.sr else None
+        self.stages = _stages(config, setting)  # 0-based; empty for the pooled vectors
+        widths = zip(self._compared(setting.student_shapes), self._compared(given(setting.teacher_shapes)), strict=True)
+        self.regressors = nn.ModuleList(nn.Linear(s.shape[1], t.shape[1]) for s, t in widths)
         self.classifier = nn.Linear(2 * d_s, setting.num_classes) if config.inv else None
         self.centres: Tensor  # M, used by the epoch under way
         self.register_buffer("centres", torch.zeros(setting.num_classes, d_s))
@@ -105,23 +123,28 @@ class CID(Method):
         self.register_buffer("sums", torch.zeros(setting.num_classes, d_s))
         self.weights: Tensor  # sum of w_i
         self.register_buffer("weights", torch.zeros(setting.num_classes))
-        self.mean_square: Tensor  # the mean of ||v_t||^2 over the training images, for sr_loss = "mse"
-        self.register_buffer("mean_square", torch.ones(()))
+        self.mean_squares: Tensor  # of each layer, the mean of ||v_t||^2 over the training images, for "mse"
+        self.register_buffer("mean_squares", torch.ones(len(self.regressors)))
+
+    @classmethod
+    def needs_with(cls, config: Any) -> frozenset[str]:
+        """Also the maps if SR looks at them."""
+        return cls.needs | {"stages"} if config.sr and config.layers != "pooled" else cls.needs
 
     def param_groups(self) -> Groups:
         """The context classifier with the student's settings, R without weight decay."""
         groups: Groups = []
         if self.classifier is not None:
             groups.append({"params": list(self.classifier.parameters())})
-        if self.regressor is not None:
-            groups.append({"params": list(self.regressor.parameters()), "weight_decay": 0.0})
+        if self.regressors:
+            groups.append({"params": list(self.regressors.parameters()), "weight_decay": 0.0})
         return groups
 
     def prepare(self, batches: Iterable[tuple[Batch, Outputs | None]]) -> None:
         """Measure the mean ||v_t||^2 if the plain squared error needs it."""
         if self.config.sr and self.config.sr_loss == "mse":
-            squares = torch.cat([given(teacher).pooled.square().sum(1) for _, teacher in batches])
-            self.mean_square.copy_(squares.mean())
+            squares = [torch.stack([v.square().sum(1) for v in self._compared(given(t))]) for _, t in batches]
+            self.mean_squares.copy_(torch.cat(squares, dim=1).mean(1))
 
     def start_epoch(self, epoch: int) -> None:
         """Take over the centres that the last epoch built; in the initial epochs there are none."""
@@ -137,8 +160,8 @@ class CID(Method):
         """{kl, sr, cr} in the initial epochs, then {ce, kl, sr, cr}."""
         config, teacher = self.config, given(teacher)
         terms = {"kl": kd_loss(student.logits, teacher.logits, config.tau)}
-        if self.regressor is not None:
-            terms["sr"] = config.alpha * self._sample_representation(student.pooled, teacher.pooled)
+        if config.sr:
+            terms["sr"] = config.alpha * self._sample_representation(student, teacher)
         if config.cr:
             terms["cr"] = config.beta * class_relation_loss(student.pooled, teacher.pooled, batch.labels)
         if batch.epoch > self.init_epochs:
@@ -159,8 +182,37 @@ class CID(Method):
         logits: Tensor = self.classifier(torch.cat([outputs.pooled, j], dim=1))
         return logits
 
-    def _sample_representation(self, v_s: Tensor, v_t: Tensor) -> Tensor:
-        regressed = self.regressor(v_s) if self.regressor is not None else v_s
+    def predictor(self) -> dict[str, Tensor]:
+        """The context classifier and the centres; nothing without `inv`."""
+        used = ("classifier", "centres") if self.config.inv else ()
+        return {name: tensor for name, tensor in self.state_dict().items() if name.startswith(used)}
+
+    def _compared(self, outputs: Outputs) -> list[Tensor]:
+        """The vectors that SR compares, [B, D] of each layer; none without `sr`."""
+        if not self.config.sr:
+            return []
+        return [outputs.stages[i].mean((2, 3)) for i in self.stages] or [outputs.pooled]
+
+    def _sample_representation(self, student: Outputs, teacher: Outputs) -> Tensor:
+        layers = zip(self.regressors, self._compared(student), self._compared(teacher), strict=True)
+        pairs = [(regressor(v_s), v_t) for regressor, v_s, v_t in layers]
         if self.config.sr_loss == "nm_mse":
-            return nm_mse(regressed, v_t)
-        return (regressed - v_t).square().sum(1).mean() / self.mean_square
+            return torch.stack([nm_mse(v_s, v_t) for v_s, v_t in pairs]).mean()
+        errors = torch.stack([(v_s - v_t).square().sum(1).mean() for v_s, v_t in pairs])
+        return (errors / self.mean_squares).mean()
+
+
+def _stages(config: CID.Config, setting: Setting) -> list[int]:
+    """The stages whose maps SR compares, 0-based; ConfigError if one of the networks lacks one."""
+    n_s, n_t = len(setting.student_shapes.stages), len(given(setting.teacher_shapes).stages)
+    if not config.sr or config.layers == "pooled":
+        return []
+    if config.layers == "all":
+        if n_s != n_t:
+            raise ConfigError(f"cid.layers = 'all' needs networks with equally many stages, but got {n_s} and {n_t}.")
+        return list(range(n_s))
+    if config.layers[-1] > min(n_s, n_t):
+        raise ConfigError(
+            f"cid.layers must be stages of both networks, but got {config.layers[-1]} of {min(n_s, n_t)}."
+        )
+    return [stage - 1 for stage in config.layers]

@@ -1,18 +1,20 @@
 """IPWD: Respecting Transfer Gap in Knowledge Distillation (Niu et al., NeurIPS 2022).
 
 No code was published. Where the paper leaves a choice, the default is the reading that reduces
-exactly to KD for equal weights, and the other readings are fields of the Config.
+exactly to KD for equal weights, and the other readings are fields of the Config. As a plug-in the weights
+multiply the distillation of logits of another method and change nothing else of it (IPWD Tables 3, 6 and 7).
 """
 
-from typing import Literal, Self
+from copy import deepcopy
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from kdtrain.config import Frozen
-from kdtrain.methods.base import Batch, Groups, Method, Setting, given
+from kdtrain.config import ConfigError, Epochs, Frozen, part_of
+from kdtrain.methods.base import Batch, Groups, Method, Paper, Plugin, Range, Setting, Space, first_rows, given
 from kdtrain.methods.kd import kl_per_sample
 from kdtrain.models.outputs import Outputs
 
@@ -30,66 +32,50 @@ def standardised(z: Tensor, correction: int = 1) -> Tensor:
     return z / z.std(dim=1, correction=correction, keepdim=True)
 
 
-class IPWD(Method):
-    """L = CE(z_s, y) + CE(z_c, y) + alpha (1/B) sum_b w_b tau^2 KL(p_t || p_s)_b; w by `ipw_weights`.
+class WeightConfig(Frozen):
+    """How the weights are made; defaults are the paper's where it says, else what reduces to KD."""
 
-    z_c comes from the CLS head, a linear layer on the student's pooled features that is used for the
-    weights only. All H are taken of logits divided by their standard deviation.
+    # Ablations (IPWD Table 5) and the control: every weight replaced by its mean over the batch
+    cls_head: bool = True  # False: H_cls of the teacher's logits
+    norm: Literal["sample", "batch", "running", "none"] = "sample"  # std over what: "batch" all B x K logits
+    weights: Literal["sample", "batch_mean"] = "sample"
+    joint: bool = False  # the CLS head's cross-entropy trains the backbone, too
+    # Details that the paper leaves open
+    correction: Literal[0, 1] = 1  # of the standard deviation
+    detach: bool = True  # no gradient through the weights
+    floor: float = Field(1e-7, ge=0)  # added to H_cls
+    w_max: float | None = Field(None, gt=1)  # cap of the weights
+    power: float = Field(1.0, ge=0)  # w^power
+    unit_mean: bool = False  # weights divided by their mean over the batch
+    tau_h: float = Field(1.0, gt=0)  # temperature in H, after normalisation
+    start: Epochs = 0  # weights are 1 for so many epochs, or for this share of all
+    ema: float = Field(0.0, ge=0, lt=1)  # decay of averaged heads for H; 0: the heads as they are
+    cls_lr_scale: float = Field(1.0, gt=0)  # learning rate of the CLS head relative to the student's
+    cls_weight_decay: float | None = Field(None, ge=0)  # None: the student's
+
+
+class Weights(nn.Module):
+    """The CLS head, a linear layer on the student's pooled features, and the weights that it and the main head give.
+
+    All H are taken of logits divided by their standard deviation.
     """
 
-    class Config(Frozen):
-        """The paper's CIFAR-100 values; ImageNet: alpha 2.5, tau 2, w_max 20."""
-
-        alpha: float = Field(5.0, ge=0)  # weight of the distillation term
-        tau: float = Field(10.0, gt=0)
-        # Ablations (IPWD Table 5) and the control: every weight replaced by its mean over the batch
-        cls_head: bool = True  # False: H_cls of the teacher's logits
-        norm: Literal["sample", "batch", "running", "none"] = "sample"  # std over what: "batch" all B x K logits
-        weights: Literal["sample", "batch_mean"] = "sample"
-        # Readings of the paper: A (the default), B joint, C not main_ce and joint
-        main_ce: bool = True  # cross-entropy on the main head
-        joint: bool = False  # the CLS head's cross-entropy trains the backbone, too
-        # Details that the paper leaves open
-        correction: Literal[0, 1] = 1  # of the standard deviation
-        detach: bool = True  # no gradient through the weights
-        floor: float = Field(1e-7, ge=0)  # added to H_cls
-        w_max: float | None = Field(None, gt=1)  # cap of the weights
-        power: float = Field(1.0, ge=0)  # w^power
-        unit_mean: bool = False  # weights divided by their mean over the batch
-        tau_h: float = Field(1.0, gt=0)  # temperature in H, after normalisation
-        start_epoch: int = Field(1, ge=1)  # weights are 1 before
-        ema: float = Field(0.0, ge=0, lt=1)  # decay of averaged heads for H; 0: the heads as they are
-        cls_lr_scale: float = Field(1.0, gt=0)  # learning rate of the CLS head relative to the student's
-        cls_weight_decay: float | None = Field(None, ge=0)  # None: the student's
-        teacher_bn: Literal["eval", "train"] = "eval"  # "train" as in the WSLD code base
-
-        @model_validator(mode="after")
-        def _trains_something(self) -> Self:
-            if not self.main_ce and not (self.joint and self.cls_head):
-                raise ValueError("without main_ce, cls_head and joint must be true: else no label trains the student")
-            return self
-
-    needs = frozenset({"logits"})
-
-    def __init__(self, config: Config, setting: Setting) -> None:
-        super().__init__(config, setting)
+    def __init__(self, config: WeightConfig, setting: Setting) -> None:
+        super().__init__()
+        self.config = config
         width = setting.student_shapes.pooled.shape[1]
+        self.start = part_of(config.start, setting.epochs)
         self.head = nn.Linear(width, setting.num_classes) if config.cls_head else None
         self.main = [setting.student.head]  # in a list: a reference, not a submodule
         self.sigmas: Tensor  # running standard deviations of z_s and z_c; 0 before the first batch
         self.register_buffer("sigmas", torch.zeros(2))
-        self.averaged = nn.ModuleList()  # main and CLS head
-        if config.ema:
-            heads = [setting.student.head] + ([self.head] if self.head is not None else [])
-            self.averaged = nn.ModuleList(nn.Linear(width, setting.num_classes) for _ in heads)
-            for average, head in zip(self.averaged, heads, strict=True):
-                average.load_state_dict(head.state_dict())
-                average.requires_grad_(False)
+        averaged = (deepcopy(head).requires_grad_(False) for head in self._heads) if config.ema else ()
+        self.averaged = nn.ModuleList(averaged)
 
     @property
-    def teacher_trains(self) -> bool:
-        """Whether the teacher runs with batch statistics."""
-        return bool(self.config.teacher_bn == "train")
+    def _heads(self) -> list[nn.Linear]:
+        """The main head and, if there is one, the CLS head."""
+        return self.main + ([self.head] if self.head is not None else [])
 
     def param_groups(self) -> Groups:
         """The CLS head."""
@@ -100,25 +86,18 @@ class IPWD(Method):
             group["weight_decay"] = self.config.cls_weight_decay
         return [group]
 
-    def loss(self, batch: Batch, student: Outputs, teacher: Outputs | None) -> dict[str, Tensor]:
-        """{ce, cls, ipwd}, without ce or cls where the Config says so."""
-        config, z_t = self.config, given(teacher).logits
-        terms = {}
-        if config.main_ce:
-            terms["ce"] = F.cross_entropy(student.logits, batch.labels)
-        z_c = z_t
-        if self.head is not None:
-            z_c = self.head(student.pooled if config.joint else student.pooled.detach())
-            terms["cls"] = F.cross_entropy(z_c, batch.labels)
-        w = self._weights(student, z_c, batch)
-        terms["ipwd"] = config.alpha * (w * kl_per_sample(student.logits, z_t, config.tau)).mean()
-        return terms
+    def forward(self, batch: Batch, student: Outputs, teacher: Outputs | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weights [B] and {cls}, the loss of the CLS head; without that head {}."""
+        if self.head is None:
+            return self._weights(student, given(teacher).logits, batch), {}
+        z_c = self.head(student.pooled if self.config.joint else student.pooled.detach())
+        return self._weights(student, z_c, batch), {"cls": F.cross_entropy(z_c, batch.labels)}
 
     def _weights(self, student: Outputs, z_c: Tensor, batch: Batch) -> Tensor:
         config, z_s = self.config, student.logits
         if config.ema:
             z_s, z_c = self._averaged_logits(student.pooled, z_c)
-        if batch.epoch < config.start_epoch:
+        if batch.epoch <= self.start:
             return torch.ones_like(z_s[:, 0])
         h_kd, h_cls = (
             F.cross_entropy(self._normalised(z, i) / config.tau_h, batch.labels, reduction="none")
@@ -151,9 +130,80 @@ class IPWD(Method):
     @torch.no_grad()
     def _averaged_logits(self, pooled: Tensor, z_c: Tensor) -> tuple[Tensor, Tensor]:
         """Move the averaged heads towards the present ones; their logits (z_c as it is without a CLS head)."""
-        present = [self.main[0]] + ([self.head] if self.head is not None else [])
-        for average, head in zip(self.averaged, present, strict=True):
+        for average, head in zip(self.averaged, self._heads, strict=True):
             for a, p in zip(average.parameters(), head.parameters(), strict=True):
                 a.lerp_(p, 1 - self.config.ema)
         logits = [average(pooled) for average in self.averaged]
         return logits[0], logits[1] if self.head is not None else z_c
+
+
+class IPWD(Method):
+    """L = CE(z_s, y) + CE(z_c, y) + alpha (1/B) sum_b w_b tau^2 KL(p_t || p_s)_b; w and z_c by `Weights`."""
+
+    class Config(WeightConfig):
+        """The paper's CIFAR-100 values; ImageNet: alpha 2.5, tau 2, w_max 20."""
+
+        alpha: float = Field(5.0, ge=0)  # weight of the distillation term
+        tau: float = Field(10.0, gt=0)
+        # Readings of the paper: A (the default), B joint, C not main_ce and joint
+        main_ce: bool = True  # cross-entropy on the main head
+        teacher_bn: Literal["eval", "train"] = "eval"  # "train" as in the WSLD code base
+
+        @model_validator(mode="after")
+        def _trains_something(self) -> Self:
+            if not self.main_ce and not (self.joint and self.cls_head):
+                raise ValueError("without main_ce, cls_head and joint must be true: else no label trains the student")
+            return self
+
+    paper = Paper("Respecting Transfer Gap in Knowledge Distillation", "Niu et al.", "NeurIPS", 2022)
+    needs = frozenset({"logits"})
+    search_space: ClassVar[Space] = {"alpha": Range(0.5, 20), "tau": Range(1, 20)}
+
+    def __init__(self, config: Config, setting: Setting) -> None:
+        super().__init__(config, setting)
+        self.weights = Weights(config, setting)
+
+    def param_groups(self) -> Groups:
+        """The CLS head."""
+        return self.weights.param_groups()
+
+    def loss(self, batch: Batch, student: Outputs, teacher: Outputs | None) -> dict[str, Tensor]:
+        """{ce, cls, ipwd}, without ce or cls where the Config says so."""
+        config, z_t = self.config, given(teacher).logits
+        terms = {"ce": F.cross_entropy(student.logits, batch.labels)} if config.main_ce else {}
+        w, cls = self.weights(batch, student, teacher)
+        kl = kl_per_sample(student.logits, z_t, config.tau)
+        return {**terms, **cls, "ipwd": config.alpha * (w * kl).mean()}
+
+
+class IPWDPlugin(Plugin):
+    """The host's distillation of logits with the weights: SSKD's on the upright images, PS-KD's of past predictions.
+
+    For PS-KD the weights start after 225 of 300 epochs, as in the paper; `start = 0` is its "early" (Table 7).
+    """
+
+    class Config(WeightConfig):
+        """The fields of the weights; the host has the temperature and the weight of the term."""
+
+    paper = IPWD.paper
+    hosts: ClassVar[dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
+        "sskd": ({}, {}),
+        "ps_kd": ({}, {"start": 0.75}),
+    }
+
+    def __init__(self, config: Config, setting: Setting) -> None:
+        super().__init__(config, setting)
+        if setting.teacher is None and not config.cls_head:
+            raise ConfigError("ipwd.cls_head must be true where there is no teacher, but got False.")
+        self.weights = Weights(config, setting)
+
+    def param_groups(self) -> Groups:
+        """The CLS head."""
+        return self.weights.param_groups()
+
+    def change(self, host: Method, batch: Batch, student: Outputs, teacher: Outputs | None) -> dict[str, Tensor]:
+        """The host's terms, that of its logits weighted, and {cls}."""
+        n = len(batch.labels)
+        w, cls = self.weights(batch, first_rows(student, n), teacher and first_rows(teacher, n))
+        weighted = {name: (w * term).mean() for name, term in host.per_sample(batch, student, teacher).items()}
+        return {**host.loss(batch, student, teacher), **weighted, **cls}

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from kdtrain.config import Frozen
-from kdtrain.methods.base import Batch, Method, given
+from kdtrain.methods.base import Batch, Method, Paper, Range, Space, given
 from kdtrain.models.outputs import Outputs
 
 
@@ -32,8 +32,10 @@ class KD(Method):
         alpha: float = Field(0.9, ge=0)  # weight of the distillation term
         tau: float = Field(4.0, gt=0)
 
+    paper = Paper("Distilling the Knowledge in a Neural Network", "Hinton et al.", "arXiv", 2015)
     needs = frozenset({"logits"})
     composed: ClassVar[dict[str, float]] = {"alpha": 1.0}
+    search_space: ClassVar[Space] = {"alpha": Range(0.1, 10), "tau": Range(1, 20)}
 
     def loss(self, batch: Batch, student: Outputs, teacher: Outputs | None) -> dict[str, Tensor]:
         """{ce, kd}."""

@@ -1,11 +1,13 @@
 """SP: Similarity-Preserving Knowledge Distillation (Tung and Mori, ICCV 2019, arXiv:1907.09682)."""
 
+from typing import ClassVar
+
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from kdtrain.config import Frozen
-from kdtrain.methods.base import Batch, Method, given
+from kdtrain.methods.base import Batch, Method, Paper, Range, Space, given
 from kdtrain.models.outputs import Outputs
 
 
@@ -29,7 +31,9 @@ class SP(Method):
 
         beta: float = Field(3000.0, ge=0)  # weight of the similarity term
 
+    paper = Paper("Similarity-Preserving Knowledge Distillation", "Tung and Mori", "ICCV", 2019)
     needs = frozenset({"stages"})
+    search_space: ClassVar[Space] = {"beta": Range(300, 30000)}
 
     def loss(self, batch: Batch, student: Outputs, teacher: Outputs | None) -> dict[str, Tensor]:
         """{ce, sp}."""

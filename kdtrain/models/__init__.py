@@ -3,12 +3,13 @@
 import re
 
 from kdtrain.config import ConfigError, unknown
-from kdtrain.models import resnet, wrn
+from kdtrain.models import resnet, vgg, wrn
 from kdtrain.models.family import Family
 from kdtrain.models.outputs import Model
 
 MODELS: dict[str, Family] = {
     "resnet": resnet.FAMILY,
+    "vgg": vgg.FAMILY,
     "wrn": wrn.FAMILY,
 }
 

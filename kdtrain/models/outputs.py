@@ -13,6 +13,7 @@ class Outputs(NamedTuple):
     pooled: Tensor  # [B, D], the input of the last linear layer
     stem: Tensor  # [B, C0, H0, W0]
     stages: tuple[Tensor, ...]  # [B, C, H, W] each, shallow to deep
+    preact: tuple[Tensor, ...]  # of each stage before its last ReLU: of its shape, what `preact_norms` give or end in
 
 
 class Model(nn.Module, ABC):
@@ -26,3 +27,13 @@ class Model(nn.Module, ABC):
     @abstractmethod
     def head(self) -> nn.Linear:
         """The last linear layer: pooled features to logits."""
+
+    @property
+    @abstractmethod
+    def trunk(self) -> tuple[tuple[nn.Module, ...], ...]:
+        """The modules of the stem, then those of each stage; what comes after the last stage is in none."""
+
+    @property
+    @abstractmethod
+    def preact_norms(self) -> tuple[nn.BatchNorm2d, ...]:
+        """The last BatchNorm before the ReLU that `Outputs.preact` precedes, of each stage."""

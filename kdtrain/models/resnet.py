@@ -29,9 +29,12 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x`: [B, c_in, H, W]; returns [B, c_out, H/stride, W/stride], not negative."""
-        out = F.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
-        return F.relu(out + (x if self.downsample is None else self.downsample(x)))
+        return F.relu(self.preact(x))
+
+    def preact(self, x: Tensor) -> Tensor:
+        """The sum before the last ReLU."""
+        out: Tensor = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return out + (x if self.downsample is None else self.downsample(x))
 
 
 class ResNet(Model):
@@ -51,22 +54,41 @@ class ResNet(Model):
 
     def forward(self, x: Tensor) -> Outputs:
         """`x`: [B, C, H, W], normalised; the stages have H, H/2 and H/4 rows."""
-        stem = F.relu(self.bn1(self.conv1(x)))
-        f1 = self.layer1(stem)
-        f2 = self.layer2(f1)
-        f3 = self.layer3(f2)
-        pooled = F.adaptive_avg_pool2d(f3, 1).flatten(1)
-        return Outputs(self.fc(pooled), pooled, stem, (f1, f2, f3))
+        f = stem = F.relu(self.bn1(self.conv1(x)))
+        stages, preacts = [], []
+        for layer in (self.layer1, self.layer2, self.layer3):
+            preact = _last(layer).preact(layer[:-1](f))
+            f = F.relu(preact)
+            stages.append(f)
+            preacts.append(preact)
+        pooled = F.adaptive_avg_pool2d(f, 1).flatten(1)
+        return Outputs(self.fc(pooled), pooled, stem, tuple(stages), tuple(preacts))
 
     @property
     def head(self) -> nn.Linear:
         """The last linear layer: pooled features to logits."""
         return self.fc
 
+    @property
+    def trunk(self) -> tuple[tuple[nn.Module, ...], ...]:
+        """The modules of the stem, then those of each stage."""
+        return (self.conv1, self.bn1), (self.layer1,), (self.layer2,), (self.layer3,)
+
+    @property
+    def preact_norms(self) -> tuple[nn.BatchNorm2d, ...]:
+        """The second BatchNorm of each stage's last block; the shortcut is added to it."""
+        return tuple(_last(layer).bn2 for layer in (self.layer1, self.layer2, self.layer3))
+
 
 def _stage(n: int, c_in: int, c_out: int, stride: int) -> nn.Sequential:
     first = BasicBlock(c_in, c_out, stride)
     return nn.Sequential(first, *(BasicBlock(c_out, c_out, 1) for _ in range(n - 1)))
+
+
+def _last(stage: nn.Sequential) -> BasicBlock:
+    block = stage[-1]
+    assert isinstance(block, BasicBlock)
+    return block
 
 
 def _broken(match: re.Match[str]) -> str | None:

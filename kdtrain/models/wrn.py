@@ -31,7 +31,11 @@ class PreActBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x`: [B, c_in, H, W]; returns [B, c_out, H/stride, W/stride], of either sign."""
-        act = F.relu(self.bn1(x))
+        return self.after_norm(x, self.bn1(x))
+
+    def after_norm(self, x: Tensor, normed: Tensor) -> Tensor:
+        """The block after its first BatchNorm: `normed` is bn1(x)."""
+        act = F.relu(normed)
         out: Tensor = self.conv2(F.relu(self.bn2(self.conv1(act))))
         return out + (x if self.convShortcut is None else self.convShortcut(act))
 
@@ -44,16 +48,26 @@ class Stage(nn.Module):
         first = PreActBlock(c_in, c_out, stride)
         self.layer = nn.Sequential(first, *(PreActBlock(c_out, c_out, 1) for _ in range(n - 1)))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`x`: [B, c_in, H, W]; returns [B, c_out, H/stride, W/stride]."""
-        out: Tensor = self.layer(x)
+    def forward(self, x: Tensor, normed: Tensor | None = None) -> Tensor:
+        """`x`: [B, c_in, H, W]; returns [B, c_out, H/stride, W/stride]. `normed`: x after the first BatchNorm."""
+        first = self.first
+        out: Tensor = self.layer[1:](first(x) if normed is None else first.after_norm(x, normed))
         return out
+
+    @property
+    def first(self) -> PreActBlock:
+        """The block with the stride."""
+        block = self.layer[0]
+        assert isinstance(block, PreActBlock)
+        return block
 
 
 class WideResNet(Model):
     """Three stages of n pre-activation blocks of width 16k, 32k, 64k.
 
-    The stem and the stages are raw sums, of either sign; the pooled features are >= 0.
+    The stem and the stages are raw sums, of either sign; the pooled features are >= 0. `preact` are the sums after
+    the BatchNorm that follows them. RepDistiller calls that BatchNorm a second time for them, which in train mode moves
+    its running statistics twice; here it is called once.
     """
 
     def __init__(self, n: int, k: int, num_classes: int, in_channels: int) -> None:
@@ -74,15 +88,28 @@ class WideResNet(Model):
         """`x`: [B, C, H, W], normalised; the stages have H, H/2 and H/4 rows."""
         stem = self.conv1(x)
         f1 = self.block1(stem)
-        f2 = self.block2(f1)
-        f3 = self.block3(f2)
-        pooled = F.adaptive_avg_pool2d(F.relu(self.bn1(f3)), 1).flatten(1)
-        return Outputs(self.fc(pooled), pooled, stem, (f1, f2, f3))
+        preact1 = self.block2.first.bn1(f1)
+        f2 = self.block2(f1, preact1)
+        preact2 = self.block3.first.bn1(f2)
+        f3 = self.block3(f2, preact2)
+        preact3 = self.bn1(f3)
+        pooled = F.adaptive_avg_pool2d(F.relu(preact3), 1).flatten(1)
+        return Outputs(self.fc(pooled), pooled, stem, (f1, f2, f3), (preact1, preact2, preact3))
 
     @property
     def head(self) -> nn.Linear:
         """The last linear layer: pooled features to logits."""
         return self.fc
+
+    @property
+    def trunk(self) -> tuple[tuple[nn.Module, ...], ...]:
+        """The modules of the stem, then those of each stage; the last BatchNorm is in none."""
+        return (self.conv1,), (self.block1,), (self.block2,), (self.block3,)
+
+    @property
+    def preact_norms(self) -> tuple[nn.BatchNorm2d, ...]:
+        """The BatchNorm that follows each stage: the first of the next stage, at last that before the pooling."""
+        return self.block2.first.bn1, self.block3.first.bn1, self.bn1
 
 
 def _broken(match: re.Match[str]) -> str | None:

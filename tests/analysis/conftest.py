@@ -25,6 +25,8 @@ DEFAULTS: dict[str, Any] = {
     "val_size": 0,
     "teacher": "resnet56",
     "teacher_id": TEACHER_ID,
+    "self_taught": False,
+    "assistant_ids": None,
     "student": "resnet20",
     "method": "kd",
     "method_version": "1",
@@ -76,12 +78,13 @@ DEFAULTS: dict[str, Any] = {
 # The methods' parameters in the papers, as the trainer writes them; CID's alpha and beta are those of the pair.
 _KD = {"gamma": 0.1, "alpha": 0.9, "tau": 4.0}
 _ADDED_KD = {**_KD, "alpha": 1.0}
+_FITNET = {"beta": 100.0, "hint": 2, "variant": "code"}
 _CID = {"tau": 4.0, "centre_momentum": 0.0, "sr": True, "cr": True, "inv": True, "sr_loss": "nm_mse"}
 _CID_WEIGHTS = {"wrn_16_2": (65.0, 1.0), "resnet20": (10.0, 1.0), "mobilenet_v2": (33.0, 0.1)}
 PARAMS: dict[str, dict[str, Any]] = {
     "kd": _KD,
-    "fitnet": {"beta": 100.0, "hint": 2},
-    "fitnet+kd": {"fitnet": {"beta": 100.0, "hint": 2}, "kd": _ADDED_KD},
+    "fitnet": _FITNET,
+    "fitnet+kd": {"fitnet": _FITNET, "kd": _ADDED_KD},
     "sp": {"beta": 3000.0},
     "sp+kd": {"sp": {"beta": 3000.0}, "kd": _ADDED_KD},
 }
@@ -120,12 +123,15 @@ class Results:
             self.add_epochs(row["trial_id"], sweep, test=curve)
         return str(row["trial_id"])
 
-    def add_epochs(self, trial_id: str, sweep: str = "demo", *, test: list[float | None], val: Any = None) -> None:
-        """Write the epochs of a trial, which need not have ended."""
+    def add_epochs(
+        self, trial_id: str, sweep: str = "demo", *, test: list[float | None], val: Any = None, pretrain: int = 0
+    ) -> None:
+        """Write the epochs of a trial, which need not have ended; `pretrain` come before those of the recipe."""
         vals = val or [None] * len(test)
         rows = [
             {
                 "trial_id": trial_id,
+                "stage": "train",
                 "epoch": epoch,
                 "lr": 0.05,
                 "terms": {"ce": 1.0},
@@ -136,7 +142,9 @@ class Results:
             }
             for epoch, (test_acc, val_acc) in enumerate(zip(test, vals, strict=True), start=1)
         ]
-        Store(self.path, sweep).write_epochs(trial_id, rows)
+        blank = {"stage": "pretrain", "train_acc": None, "val_acc": None, "test_acc": None}
+        before = [{**rows[0], **blank, "epoch": epoch} for epoch in range(1, pretrain + 1)]
+        Store(self.path, sweep).write_epochs(trial_id, before + rows)
 
     def add_teacher(self, trial_id: str = TEACHER_ID, **columns: Any) -> None:
         """Write a teacher: a ResNet-56 trained by the papers' recipe."""

@@ -29,6 +29,13 @@ def test_validation_accuracy_where_only_the_last_epoch_is_tested(results):
     assert (list(line.y), line.name) == ([40.0, 50.0], "KD (validation, n=1)")
 
 
+def test_stage_before_the_recipes_epochs_is_not_drawn(results):
+    results.add_epochs(results.add(), test=[10.0, 30.0], pretrain=3)
+    (figure,) = figures(results)
+    (line,) = figure.plot.data
+    assert (list(line.x), list(line.y)) == ([1, 2], [10.0, 30.0])
+
+
 def test_failed_trials_are_not_drawn(results):
     results.add(status="failed", curve=[10.0])
     assert figures(results) == []

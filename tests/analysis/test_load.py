@@ -56,6 +56,14 @@ def test_students_with_their_teachers(results):
     assert sweep.status() == "no completed trial yet: 1 failed, 1 under way"
 
 
+def test_assistants_are_loaded_with_the_teachers(results):
+    results.add_teacher()
+    results.add_teacher("b" * 16, student="resnet32", method="dgkd")
+    results.add_teacher("c" * 16)
+    results.add(method="dgkd", assistant_ids=["b" * 16])
+    assert list(load(results.path, "demo").teachers["trial_id"]) == [results.teacher_id, "b" * 16]
+
+
 def test_status_of_a_completed_sweep(results):
     results.add()
     results.add(seed=2, status="stopped")

@@ -1,6 +1,8 @@
 import pytest
 
+from analysis.names import METHODS as NAMES
 from analysis.names import dataset_name, fraction_name, method_name, method_order, model_name, natural_order
+from kdtrain.methods import METHODS
 
 
 @pytest.mark.parametrize(
@@ -25,6 +27,8 @@ def test_methods():
     assert method_name("kd") == "KD"
     assert method_name("fitnet+kd") == "FitNet + KD"
     assert method_name("mine+kd") == "mine + KD"
+    assert method_name("dkd+lskd") == "DKD + LSKD"
+    assert method_name("ps_kd+ipwd") == "PS-KD + IPWD"
     assert sorted(["zeta", "ipwd", "cid", "sp+kd", "kd", "vanilla"], key=method_order) == [
         "vanilla",
         "kd",
@@ -33,6 +37,10 @@ def test_methods():
         "ipwd",
         "zeta",
     ]
+
+
+def test_every_method_has_a_name():
+    assert set(METHODS) <= set(NAMES)
 
 
 def test_data():

@@ -36,6 +36,19 @@ def test_teachers(results):
     )
 
 
+def test_teachers_of_other_methods_and_assistants_are_told(results):
+    first, second = "b" * 16, "c" * 16
+    results.add_teacher(method="ls", params={"epsilon": 0.1})
+    results.add_teacher(trial_id=first, student="resnet32", method="dgkd", teacher="resnet56", params={"lam": 0.5})
+    results.add(method="dgkd", assistant_ids=[first, second])
+    told = [(teacher.model, teacher.training) for teacher in build_provenance(load(results.path, "demo")).teachers]
+    assert told == [
+        ("ResNet-32", "CIFAR-100, 100 %, 240 epochs, seed 1, DGKD (lam=0.5)"),
+        ("ResNet-56", "CIFAR-100, 100 %, 240 epochs, seed 1, LS (epsilon=0.1)"),
+        ("unknown", ""),
+    ]
+
+
 def test_failures(results):
     results.add(
         status="failed", error_type="OSError", error="Traceback:\n  line 1\nOSError: disk full\n", epochs_done=7

@@ -1,5 +1,8 @@
 import pytest
 
+from kdtrain.config import MethodRef
+from kdtrain.methods import params
+
 CID = ("76.55 ± 0.19", "CID Table 2")  # of cid, wrn_40_2 -> wrn_16_2, CIFAR-100
 WRN = {"teacher": "wrn_40_2", "student": "wrn_16_2"}
 
@@ -46,7 +49,11 @@ def test_one_difference_and_the_number_vanishes(results, tables, teacher, change
     assert printed(tables, results, change.get("method", "cid")) == []
 
 
-@pytest.mark.parametrize("change", [{"epochs": 30}, {"fraction": 0.5}, {"lr": 0.1}, {"dataset": "cifar10"}])
+@pytest.mark.parametrize(
+    "change",
+    [{"epochs": 30}, {"fraction": 0.5}, {"lr": 0.1}, {"dataset": "cifar10"}, {"method": "ls"}],
+    ids=lambda change: next(iter(change)),
+)
 def test_the_teacher_must_agree_too(results, tables, change):
     results.add_teacher(student="wrn_40_2", **change)
     results.add(method="cid", **WRN)
@@ -99,11 +106,88 @@ def test_other_metrics(results, tables):
     assert printed(tables, results, "cid", "test_nll") == []
 
 
-def test_rows_that_differ_in_parameters_have_none(results, tables, teacher):
-    # At most one of them is the paper's, and of at it is not known which.
-    results.add(method="at+kd", params={"beta": 1.0}, **WRN)
-    results.add(method="at+kd", params={"beta": 2.0}, **WRN)
-    assert printed(tables, results, "at+kd") == []
+# As the papers print them: CIFAR-100, resnet56 -> resnet20. FitNet and AT are IPWD's misprints.
+NUMBERS = {
+    "fitnet": ("69.06", "IPWD Table 2"),
+    "at": ("69.21", "IPWD Table 2"),
+    "sp": ("69.67", "IPWD Table 2"),
+    "cc": ("69.63", "IPWD Table 2"),
+    "vid": ("70.38", "IPWD Table 2"),
+    "rkd": ("69.61", "IPWD Table 2"),
+    "pkt": ("70.34", "IPWD Table 2"),
+    "ab": ("69.47", "IPWD Table 2"),
+    "ft": ("69.84", "IPWD Table 2"),
+    "nst": ("69.60", "IPWD Table 2"),
+    "kd": ("70.66", "IPWD Table 2"),
+    "crd": ("71.16", "IPWD Table 2"),
+    "wsld": ("71.53", "IPWD Table 2"),
+    "ipwd": ("71.32", "IPWD Table 2"),
+    "fitnet+kd": ("70.70 ± 0.24", "CID Table 2"),
+    "at+kd": ("71.08 ± 0.34", "CID Table 2"),
+    "sp+kd": ("70.66 ± 0.12", "CID Table 2"),
+    "cc+kd": ("71.30 ± 0.31", "CID Table 2"),
+    "vid+kd": ("71.18 ± 0.09", "CID Table 2"),
+    "rkd+kd": ("70.93 ± 0.25", "CID Table 2"),
+    "pkt+kd": ("71.53 ± 0.26", "CID Table 2"),
+    "crd+kd": ("71.63 ± 0.15", "CID Table 2"),
+    "srrl+kd": ("71.44 ± 0.18", "CID Table 2"),
+    "cskd+kd": ("71.30 ± 0.26", "CID Table 2"),
+    "cid": ("71.90 ± 0.27", "CID Table 2"),
+}
+
+
+@pytest.mark.parametrize("method", NUMBERS)
+def test_defaults_of_every_method_are_those_of_the_papers(results, tables, method):
+    results.add_teacher()
+    results.add(method=method, params=params(MethodRef(name=method)))
+    assert NUMBERS[method] in printed(tables, results, method)
+
+
+def test_ab_carries_kd_in_cids_table_of_cifar10(results, tables):
+    results.add_teacher(dataset="cifar10")
+    results.add(method="ab+kd", dataset="cifar10", student="resnet8", params=params(MethodRef(name="ab+kd")))
+    assert printed(tables, results, "ab+kd") == [("88.85 ± 0.18", "CID Table 1")]
+
+
+@pytest.mark.parametrize(
+    ("method", "change"),
+    [
+        ("at", {"beta": 1.0}),
+        ("at", {"variant": "paper"}),
+        ("cc", {"beta": 0.003}),
+        ("cc", {"variant": "paper"}),
+        ("crd", {"negatives": 4096}),
+        ("crd", {"replacement": True}),
+        ("fitnet", {"variant": "paper"}),
+        ("ft", {"pretrain_lr": 0.1}),
+        ("rkd", {"angle": 25.0}),
+        ("wsld", {"teacher_bn": "eval"}),
+        ("ipwd", {"tau": 4.0}),
+    ],
+)
+def test_other_parameters_of_the_other_methods(results, tables, method, change):
+    results.add_teacher()
+    results.add(method=method, params=params(MethodRef(name=method, params=change)))
+    assert printed(tables, results, method) == []
+
+
+def test_methods_may_say_what_their_defaults_mean(results, tables):
+    results.add_teacher()
+    for seed, change in enumerate([{}, {"beta": 0.02}], 1):
+        results.add(method="cc", seed=seed, params=params(MethodRef(name="cc", params=change)))
+    assert printed(tables, results, "cc") == [("69.63", "IPWD Table 2")] * 2  # two rows: one names beta
+
+
+def test_rows_that_differ_in_parameters_have_none_where_neither_is_the_papers(results, tables, teacher):
+    results.add(method="sp+kd", params={"sp": {"beta": 1.0}}, **WRN)
+    results.add(method="sp+kd", params={"sp": {"beta": 2.0}}, **WRN)
+    assert printed(tables, results, "sp+kd") == []
+
+
+def test_methods_that_the_papers_lack_have_none(results, tables):
+    results.add_teacher()
+    results.add(method="kd+sp", params={"kd": {"alpha": 1.0}, "sp": {}})
+    assert printed(tables, results, "kd+sp") == []
 
 
 def test_of_rows_that_differ_in_parameters_the_papers_has_it(results, tables, teacher):

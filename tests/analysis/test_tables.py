@@ -117,6 +117,61 @@ def test_teachers_of_different_training_split_and_of_different_seeds_do_not(resu
     }
 
 
+def test_teachers_of_different_methods_are_different_teachers(results, tables):
+    results.add_teacher(test_top1=72.0)
+    for trial_id, epsilon in (("b" * 16, 0.1), ("c" * 16, 0.2)):
+        results.add_teacher(trial_id, method="ls", params={"epsilon": epsilon}, test_top1=72.0 + 10 * epsilon)
+    for teacher in (results.teacher_id, "b" * 16, "c" * 16):
+        results.add(teacher_id=teacher)
+    (table,) = tables(results)
+    assert {row.name: row.cells[0].mean for row in table.rows if row.method == "teacher"} == {
+        "Teacher (method=ls, epsilon=0.1)": 73.0,
+        "Teacher (method=ls, epsilon=0.2)": 74.0,
+        "Teacher (method=vanilla, epsilon=none)": 72.0,
+    }
+    assert {row.name for row in table.rows if row.method == "kd"} == {
+        "KD (teacher.method=ls, teacher.epsilon=0.1)",
+        "KD (teacher.method=ls, teacher.epsilon=0.2)",
+        "KD (teacher.method=vanilla, teacher.epsilon=none)",
+    }
+    # A published number stands beside the vanilla teacher and its student alone.
+    assert {row.name for row in table.rows if row.cells[0].published} == {
+        "Teacher (method=vanilla, epsilon=none)", "KD (teacher.method=vanilla, teacher.epsilon=none)"
+    }  # fmt: skip
+
+
+def test_self_taught_trials_belong_to_every_pair_of_their_student(results, tables):
+    own = {"method": "tf_kd", "teacher": "resnet20", "teacher_id": "b" * 16, "self_taught": True, "test_top1": 71.0}
+    results.add_teacher()
+    results.add_teacher("b" * 16, student="resnet20", test_top1=69.0)
+    results.add(**own)
+    results.add(method="ps_kd", teacher=None, test_top1=72.0)
+    (table,) = tables(results)
+    assert [(column.teacher, column.student) for column in table.columns] == [(None, "resnet20")]
+    results.add(method="kd")
+    (table,) = tables(results)
+    assert [(column.teacher, column.student) for column in table.columns] == [("resnet56", "resnet20")]
+    means = {name: cell.mean for name, (cell,) in cells(table).items()}
+    assert means == {"Teacher": 72.34, "KD": 70.0, "TF-KD": 71.0, "PS-KD": 72.0}
+
+
+def test_variants_with_and_without_a_teacher_are_told_by_the_variant_alone(results, tables):
+    results.add_teacher("b" * 16, student="resnet20")
+    self_taught = {"teacher": "resnet20", "teacher_id": "b" * 16, "self_taught": True}
+    results.add(method="tf_kd", params={"variant": "self"}, **self_taught)
+    results.add(method="tf_kd", params={"variant": "reg"}, teacher=None)
+    (table,) = tables(results)
+    assert cells(table).keys() == {"TF-KD (variant=self)", "TF-KD (variant=reg)"}
+
+
+def test_trials_with_assistants_are_repetitions(results, tables):
+    results.add_teacher()
+    for seed in (1, 2):
+        results.add(method="dgkd", seed=seed, assistant_ids=["b" * 16, "c" * 16])
+    (table,) = tables(results)
+    assert {name: cell.n for name, (cell,) in cells(table).items()} == {"Teacher": 1, "DGKD": 2}
+
+
 def test_the_teacher_stands_first_and_does_not_compete(results, tables):
     results.add_teacher(test_top1=72.34)
     results.add(fraction=0.2, test_top1=60.0)

@@ -68,32 +68,46 @@ class ToyStudent(Model):
         self.fc = nn.Linear(width, num_classes)
 
     def forward(self, x):
-        return Outputs(self.fc(x), x, x, ())
+        return Outputs(self.fc(x), x, x, (), ())
 
     @property
     def head(self):
         return self.fc
+
+    @property
+    def trunk(self):
+        return ()
+
+    @property
+    def preact_norms(self):
+        return ()
 
 
 class Toy:
     """Builders: what a method sees of its networks, made of given tensors."""
 
     @staticmethod
-    def outputs(logits=None, pooled=None, stages=()):
+    def outputs(logits=None, pooled=None, stages=(), preact=(), stem=None):
+        """Outputs of the tensors given; empty ones for the rest."""
         empty = torch.zeros(0)
-        return Outputs(empty if logits is None else logits, empty if pooled is None else pooled, empty, tuple(stages))
+        logits, pooled, stem = (empty if value is None else value for value in (logits, pooled, stem))
+        return Outputs(logits, pooled, stem, tuple(stages), tuple(preact))
 
     @staticmethod
     def batch(labels, epoch=1):
         return Batch(torch.zeros(len(labels), 1, 1, 1), labels, torch.arange(len(labels)), epoch)
 
     @classmethod
-    def setting(cls, d_s=16, d_t=16, maps_s=(), maps_t=(), num_classes=10, epochs=240):
-        """`maps_*`: (channels, height) of each stage."""
-        shapes = [
-            cls.outputs(torch.zeros(1, num_classes), torch.zeros(1, d), [torch.zeros(1, c, h, h) for c, h in maps])
-            for d, maps in ((d_s, maps_s), (d_t, maps_t))
-        ]
+    def setting(cls, d_s=16, d_t=16, maps_s=(), maps_t=(), stem_s=None, stem_t=None, num_classes=10, epochs=240):
+        """`maps_*`: (channels, height) of each stage, also before its last ReLU; `stem_*` of the stem."""
+
+        def shape(size):
+            return size and torch.zeros(1, size[0], size[1], size[1])
+
+        shapes = []
+        for d, maps, stem in ((d_s, maps_s, stem_s), (d_t, maps_t, stem_t)):
+            stages = [shape(size) for size in maps]
+            shapes.append(cls.outputs(torch.zeros(1, num_classes), torch.zeros(1, d), stages, stages, shape(stem)))
         torch.manual_seed(0)
         student, teacher = (ToyStudent(d, num_classes).double() for d in (d_s, d_t))
         return Setting(student, shapes[0], teacher, shapes[1], num_classes, epochs)

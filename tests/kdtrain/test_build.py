@@ -16,6 +16,7 @@ BASE = {
     "method": {"name": "kd"},
     "seed": 1,
 }
+REF, OTHER = {"model": "resnet14", "id": "b" * 16}, {"model": "resnet8", "id": "c" * 16}
 
 
 def trial(**changes):
@@ -71,6 +72,7 @@ class TestTrialId:
         ("train__precision", "bf16"),
         ("teacher__model", "resnet20"),
         ("teacher__id", "b" * 16),
+        ("assistants", [{"model": "resnet8", "id": "c" * 16}]),
         ("student", "resnet14"),
         ("method__name", "sp"),
         ("method__params", {"alpha": 0.5}),
@@ -100,6 +102,7 @@ class TestTrialId:
             ({}, {"train__lr_milestones": [210, 0.75, 150.0]}),
             ({"train__epochs": 8}, {"train__epochs": 8, "train__lr_milestones": [5, 6, 7]}),
             ({}, {"view_seed": 1}),
+            ({}, {"assistants": None}),
             ({}, {"train__nesterov": False}),
             ({"method__name": "cid"}, {"method__name": "cid", "train__nesterov": True}),
             (  # without momentum there is nothing to look ahead with
@@ -125,6 +128,8 @@ class TestTrialId:
             ({"method__name": "fitnet+kd"}, {"method__name": "kd+fitnet"}),
             ({"method__name": "cid"}, {"method__name": "cid", "train__nesterov": False}),
             ({"seed": 1, "view_seed": 2}, {"seed": 2, "view_seed": 1}),
+            ({"assistants": [REF, OTHER]}, {"assistants": [OTHER, REF]}),
+            ({"assistants": [REF]}, {"assistants": [{**REF, "id": "d" * 16}]}),
         ],
     )
     def test_other_trials_have_another(self, one, other):
@@ -168,7 +173,7 @@ class TestTrialId:
         assert build.nesterov(trial(method__name=name, train__nesterov=nesterov, train__momentum=momentum)) is expected
 
 
-def built(load_teacher=lambda teacher: None, **changes):
+def built(load_teacher=lambda model, ref: None, **changes):
     return build.networks(trial(**changes), CPU, load_teacher)
 
 
@@ -188,7 +193,7 @@ class TestNetworks:
         assert same(one.state_dict(), other.state_dict())
 
     def test_the_methods_modules_depend_on_the_seed(self):
-        one, again, other = (built(method__name="ipwd", seed=seed)[1].head.weight for seed in (1, 1, 2))
+        one, again, other = (built(method__name="ipwd", seed=seed)[1].weights.head.weight for seed in (1, 1, 2))
         assert torch.equal(one, again)
         assert not torch.equal(one, other)
 
@@ -206,11 +211,29 @@ class TestNetworks:
 
     def test_the_teacher_is_loaded_and_frozen(self):
         loaded = []
-        setting, _ = built(loaded.append)
-        assert loaded == [setting.teacher]
+        setting, _ = built(lambda model, ref: loaded.append((model, ref)))
+        assert loaded == [(setting.teacher, TeacherRef(model="resnet14", id="a" * 16))]
         assert sum(parameter.numel() for parameter in setting.teacher.parameters()) == 174_970  # resnet14, 10 classes
         assert not any(parameter.requires_grad for parameter in setting.teacher.parameters())
         assert all(parameter.requires_grad for parameter in setting.student.parameters())
+
+    def test_assistants_are_loaded_after_the_teacher_in_order_and_frozen(self):
+        loaded = []
+        setting, _ = built(
+            lambda model, ref: loaded.append((model, ref)), teacher__model="resnet20", assistants=[REF, OTHER],
+            method__name="dgkd", method__params={"assistants": ["resnet14", "resnet8"]},
+        )  # fmt: skip
+        assert [ref.id for _, ref in loaded] == ["a" * 16, "b" * 16, "c" * 16]
+        assert [model for model, _ in loaded] == [setting.teacher, *setting.assistants]
+        sizes = [sum(parameter.numel() for parameter in model.parameters()) for model in setting.assistants]
+        assert sizes == [174_970, 77_754]  # resnet14 and resnet8, 10 classes
+        for model in setting.assistants:
+            assert not model.training
+            assert not any(parameter.requires_grad for parameter in model.parameters())
+
+    def test_the_student_does_not_depend_on_assistants(self):
+        setting, _ = built(assistants=[OTHER], method__name="dgkd", method__params={"assistants": ["resnet8"]})
+        assert same(setting.student.state_dict(), built()[0].student.state_dict())
 
     def test_setting(self):
         setting, _ = built(student="wrn_16_1", train__epochs=8)
@@ -235,7 +258,14 @@ class TestNetworks:
 class TestCheck:
     @pytest.mark.parametrize("name", [*methods.METHODS, "fitnet+kd", "cid+sp+ipwd"])
     def test_known_methods_pass(self, name):
-        build.check(trial(method__name=name))
+        changes = {
+            "tf_kd": {"teacher__model": "resnet8"},
+            "dgkd": {"assistants": [OTHER], "method__params": {"assistants": ["resnet8"]}},
+        }
+        build.check(trial(method__name=name, **changes.get(name, {})))
+
+    def test_a_first_assistant_has_the_teacher_alone(self):
+        build.check(trial(method__name="dgkd", method__params={"pupil": True}))
 
     @pytest.mark.parametrize("params", [{"ema": 0.9}, {"norm": "running"}, {"cls_head": False, "ema": 0.5}])
     def test_variants_of_ipwd_pass(self, params):
@@ -256,7 +286,28 @@ class TestCheck:
             ({"teacher__model": "resnext50"}, r"^unknown model 'resnext50' at teacher\."),
             (
                 {"method__name": "fitnets"},
-                r"^unknown method 'fitnets' at method\. Did you mean 'fitnet'\? Known: cid, fitnet, ipwd, ",
+                r"^unknown method 'fitnets' at method\. Did you mean 'fitnet'\? Known: ab, at, ",
+            ),
+            (
+                {"method__name": "tf_kd"},
+                r"^method 'tf_kd' needs a teacher of the student's architecture, resnet8, but got resnet14\.$",
+            ),
+            (
+                {"method__name": "dgkd", "method__params": {"assistants": ["resnet8"]}},
+                r"^method 'dgkd' needs the assistants resnet8, but got none\.$",
+            ),
+            (
+                {
+                    "method__name": "dgkd+sp",
+                    "method__params": {"dgkd": {"assistants": ["resnet14", "resnet8"]}},
+                    "assistants": [OTHER, REF],
+                },
+                r"^method 'dgkd\+sp' needs the assistants resnet14, resnet8, but got ",
+            ),
+            ({"assistants": [OTHER]}, r"^method 'kd' needs the assistants none, but got "),
+            (
+                {"method__name": "dgkd", "method__params": {"assistants": ["resnet9"]}},
+                r"^depth must be 6n\+2 with n >= 1, but got resnet9 at dgkd\.assistants\.$",
             ),
             ({"method__params": {"taw": 1}}, r"^unknown key 'taw' at kd\.taw\. Did you mean 'tau'\?"),
             ({"teacher": None}, r"^method 'kd' needs a teacher \(its logits\), but got none\.$"),

@@ -24,7 +24,7 @@ def same(one, other):
 
 @pytest.fixture
 def weights(tmp_path):
-    """A file of weights of a resnet8, with what its method needs to predict."""
+    """A file of weights of a resnet8, with what its method needs to predict: here CID's."""
     path = tmp_path / "weights.safetensors"
     method = {"centres": torch.ones(10, 64), "classifier.weight": torch.zeros(10, 128)}
     path.write_bytes(checkpoint.pack_weights(network().state_dict(), method, ID))
@@ -135,6 +135,10 @@ class TestRefusals:
         message = r"^teacher\.weights must be a safetensors file, but got '.*none\.safetensors' \(.*[Nn]o such file"
         with pytest.raises(ConfigError, match=message):
             checkpoint.identity(path)
+
+    def test_the_key_that_gives_the_file_is_named(self, tmp_path):
+        with pytest.raises(ConfigError, match=r"^assistant\[1\]\.weights must be a safetensors file, but got '"):
+            checkpoint.identity(str(tmp_path / "none.safetensors"), "assistant[1].weights")
 
     def test_a_folder(self, tmp_path):
         with pytest.raises(ConfigError, match=r"^teacher\.weights must be a safetensors file, but got '"):

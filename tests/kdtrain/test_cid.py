@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from kdtrain.config import ConfigError
+from kdtrain import methods
+from kdtrain.config import ConfigError, MethodRef
 from kdtrain.methods.cid import centres_of, class_relation_loss, context, nm_mse, weighted_sums
 
 PARTS = ([0, 1, 2], [3, 4, 5], [6, 7])  # three batches of an epoch over the eight golden samples
@@ -270,7 +271,7 @@ class TestTerms:
         train_epoch(toy, golden, method, 1)
         method.start_epoch(2)
         terms = terms_of(toy, golden, method, 2)
-        regressed = golden.vs @ method.regressor.weight.T + method.regressor.bias
+        regressed = golden.vs @ method.regressors[0].weight.T + method.regressors[0].bias
         centres = slow_centres(slow, golden.vs, golden.zt, golden.y, tau)
         joined = torch.cat([golden.vs, slow_context(slow, golden.zs, centres, tau)], 1)
         logits = joined @ method.classifier.weight.T + method.classifier.bias
@@ -285,7 +286,7 @@ class TestTerms:
 
     def test_regressor_maps_to_the_teachers_width(self, toy):
         method = toy.method("cid", {}, toy.setting(d_s=8, d_t=24, num_classes=5))
-        assert tuple(method.regressor.weight.shape) == (24, 8)
+        assert tuple(method.regressors[0].weight.shape) == (24, 8)
         assert tuple(method.classifier.weight.shape) == (5, 16)
         assert tuple(method.centres.shape) == (5, 8)
 
@@ -297,7 +298,8 @@ class TestTerms:
         student, teacher = toy.outputs(z_s, v_s), toy.outputs(golden.zt, golden.vt)
         terms = method.loss(toy.batch(golden.y, 2), student, teacher)
         targets = {
-            "logits": z_s, "pooled": v_s, "classifier": method.classifier.weight, "regressor": method.regressor.weight
+            "logits": z_s, "pooled": v_s, "classifier": method.classifier.weight,
+            "regressor": method.regressors[0].weight,
         }  # fmt: skip
         reached = {}
         for name, term in terms.items():
@@ -309,6 +311,21 @@ class TestTerms:
             "cr": {"pooled"},
             "ce": {"pooled", "classifier"},  # not the logits, which enter through the context
         }
+
+    @pytest.mark.parametrize("params", [{}, {"centre_momentum": 0.5, "layers": [1]}, {"inv": False}])
+    def test_what_a_file_of_the_student_must_hold_is_enough_to_predict(self, toy, golden, params):
+        setting = toy.setting(epochs=6, maps_s=[(6, 4)], maps_t=[(6, 4)])
+        method, fresh = (toy.method("cid", params, setting) for _ in range(2))
+        method.start_epoch(1)
+        student = toy.outputs(golden.zs, golden.vs + 1, stages=[golden.fs])
+        method.loss(toy.batch(golden.y, 1), student, toy.outputs(golden.zt, golden.vt, stages=[golden.ft]))
+        method.start_epoch(2)
+        names = {"classifier.weight", "classifier.bias", "centres"} if params.get("inv", True) else set()
+        assert set(method.predictor()) == names
+        missing, unexpected = fresh.load_state_dict(method.predictor(), strict=False)
+        assert not unexpected
+        assert set(missing) == set(method.state_dict()) - names
+        assert torch.equal(fresh.predict(sides(toy, golden)[0]), method.predict(sides(toy, golden)[0]))
 
     def test_the_centres_carry_no_gradient(self, toy, golden):
         method = cid(toy)
@@ -355,7 +372,7 @@ class TestAblations:
         assert set(terms) == {"ce", "kl", "sr", "cr"}
         assert terms["ce"].item() == pytest.approx(slow.mean(slow.cross_entropies(golden.zs, golden.y)))
         assert torch.equal(method.predict(sides(toy, golden)[0]), golden.zs)
-        assert {name.split(".")[0] for name, _ in method.named_parameters()} == {"regressor"}
+        assert {name.split(".")[0] for name, _ in method.named_parameters()} == {"regressors"}
 
     def test_all_removed_leaves_kd(self, toy, golden):
         method = cid(toy, sr=False, cr=False, inv=False)
@@ -367,7 +384,7 @@ class TestAblations:
         labels = [golden.y[rows] for rows in PARTS]
         teachers = [toy.outputs(golden.zt[rows], golden.vt[rows]) for rows in PARTS]
         method.prepare([(toy.batch(y, 0), teacher) for y, teacher in zip(labels, teachers, strict=True)])
-        regressed = golden.vs @ method.regressor.weight.T + method.regressor.bias
+        regressed = golden.vs @ method.regressors[0].weight.T + method.regressors[0].bias
         errors = [sum(d * d for d in row) for row in (regressed - golden.vt).tolist()]
         squares = [sum(t * t for t in row) for row in golden.vt.tolist()]
         expected = 2.0 * (sum(errors) / 8) / (sum(squares) / 8)
@@ -377,10 +394,119 @@ class TestAblations:
         method, fresh = cid(toy, sr_loss="mse"), cid(toy, sr_loss="mse")
         method.prepare([(toy.batch(golden.y, 0), toy.outputs(golden.zt, 3 * golden.vt))])
         fresh.load_state_dict(method.state_dict())
-        assert fresh.mean_square.item() == pytest.approx(9 * golden.vt.square().sum(1).mean().item())
+        assert fresh.mean_squares.item() == pytest.approx(9 * golden.vt.square().sum(1).mean().item())
 
     def test_the_norm_aware_error_needs_no_look_at_the_teacher(self, toy):
         cid(toy).prepare(iter_that_must_not_be_used())
+
+
+MAPS_S, MAPS_T = [(6, 4), (12, 8), (6, 4)], [(6, 4), (6, 4), (12, 8)]
+
+
+class TestLayers:
+    """CID Figure 7: the sample representations of other layers, as the channels' means over the map."""
+
+    def method(self, toy, maps_s=MAPS_S, maps_t=MAPS_T, **params):
+        return toy.method("cid", params, toy.setting(d_s=16, d_t=16, maps_s=maps_s, maps_t=maps_t, epochs=6))
+
+    def sides(self, toy, golden):
+        student = toy.outputs(golden.zs, golden.vs, [golden.fs, golden.ftb, golden.fs.flip(0)])
+        return student, toy.outputs(golden.zt, golden.vt, [golden.ft, golden.ft.flip(1), golden.ftb])
+
+    def pairs(self, toy, golden, method, stages):
+        """R(v_s) and v_t of these stages (1-based), the means taken one map at a time."""
+        student, teacher = self.sides(toy, golden)
+        for regressor, stage in zip(method.regressors, stages, strict=True):
+            v_s, v_t = (
+                torch.tensor(
+                    [[sum(map(sum, plane)) / len(plane) ** 2 for plane in sample] for sample in maps.tolist()],
+                    dtype=torch.float64,
+                )
+                for maps in (student.stages[stage - 1], teacher.stages[stage - 1])
+            )
+            yield v_s @ regressor.weight.T + regressor.bias, v_t
+
+    @pytest.mark.parametrize(
+        ("layers", "stages"), [([1], [1]), ([2], [2]), ([3, 1], [1, 3]), ("all", [1, 2, 3]), ([1, 2, 3], [1, 2, 3])]
+    )
+    def test_the_mean_over_the_layers(self, toy, golden, slow, layers, stages):
+        method = self.method(toy, layers=layers, alpha=2.0)
+        assert [tuple(r.weight.shape) for r in method.regressors] == [
+            {1: (6, 6), 2: (6, 12), 3: (12, 6)}[stage] for stage in stages
+        ]
+        found = method.loss(toy.batch(golden.y), *self.sides(toy, golden))
+        errors = [slow_nm_mse(*pair) for pair in self.pairs(toy, golden, method, stages)]
+        assert found["sr"].item() == pytest.approx(2 * slow.mean(errors))
+        assert found["cr"].item() == pytest.approx(slow_class_relation(golden.vs, golden.vt, golden.y))  # as ever
+
+    def test_squared_errors_are_divided_by_the_mean_square_of_their_layer(self, toy, golden, slow):
+        method = self.method(toy, layers=[2, 3], sr_loss="mse", alpha=1.0)
+        _, teacher = self.sides(toy, golden)
+        parts = [toy.outputs(golden.zt[rows], golden.vt[rows], [m[rows] for m in teacher.stages]) for rows in PARTS]
+        method.prepare([(toy.batch(golden.y[rows], 0), part) for rows, part in zip(PARTS, parts, strict=True)])
+        expected = []
+        for v_s, v_t in self.pairs(toy, golden, method, [2, 3]):
+            errors, squares = ([sum(x * x for x in row) for row in rows.tolist()] for rows in (v_s - v_t, v_t))
+            expected.append(slow.mean(errors) / slow.mean(squares))
+        assert expected[0] != pytest.approx(expected[1], rel=0.1)
+        found = method.loss(toy.batch(golden.y), *self.sides(toy, golden))["sr"]
+        assert found.item() == pytest.approx(slow.mean(expected))
+
+    def test_only_the_maps_chosen_are_reached(self, toy, golden):
+        method = self.method(toy, layers=[3])
+        student, teacher = self.sides(toy, golden)
+        leaves = [maps.clone().requires_grad_() for maps in (student.pooled, *student.stages)]
+        student = student._replace(pooled=leaves[0], stages=tuple(leaves[1:]))
+        term = method.loss(toy.batch(golden.y), student, teacher)["sr"]
+        gradients = torch.autograd.grad(term, leaves, allow_unused=True)
+        assert [gradient is not None for gradient in gradients] == [False, False, False, True]
+
+    def test_pooled_is_the_default_and_looks_at_no_maps(self, toy, golden):
+        default, named = cid(toy), cid(toy, layers="pooled")
+        named.load_state_dict(default.state_dict())
+        found = [terms_of(toy, golden, method, 2)["sr"].item() for method in (default, named)]
+        assert found[0] == found[1] != 0
+
+    @pytest.mark.parametrize(
+        ("params", "maps"),
+        [
+            ({}, set()),
+            ({"layers": "pooled"}, set()),
+            ({"layers": [2]}, {"stages"}),
+            ({"layers": "all"}, {"stages"}),
+            ({"layers": "all", "sr": False}, set()),
+        ],
+    )
+    def test_maps_are_needed_only_where_they_are_compared(self, params, maps):
+        assert methods.needs(MethodRef(name="cid", params=params)) == {"logits", "pooled"} | maps
+
+    def test_without_sample_representation_any_layers_do(self, toy):
+        assert len(self.method(toy, maps_t=MAPS_T[:1], layers="all", sr=False).regressors) == 0
+
+    @pytest.mark.parametrize(("layers", "plain"), [("all", "all"), ([3, 1], [1, 3]), ("pooled", "pooled")])
+    def test_the_order_of_stages_is_no_part_of_the_parameters(self, layers, plain):
+        ref = MethodRef(name="cid", params={"layers": layers})
+        assert methods.params(ref)["layers"] == plain
+        assert methods.params(MethodRef(name="cid", params=methods.params(ref)))["layers"] == plain
+
+    @pytest.mark.parametrize(("maps_s", "maps_t"), [(MAPS_S[:2], MAPS_T), (MAPS_S, MAPS_T[:2])])
+    def test_stages_that_one_network_lacks(self, toy, maps_s, maps_t):
+        with pytest.raises(ConfigError, match=r"^cid\.layers must be stages of both networks, but got 3 of 2\.$"):
+            self.method(toy, maps_s, maps_t, layers=[1, 3])
+        assert self.method(toy, maps_s, maps_t, layers=[1, 2]).regressors
+
+    def test_all_needs_as_many_stages_in_both(self, toy):
+        message = r"^cid\.layers = 'all' needs networks with equally many stages, but got 2 and 3\.$"
+        with pytest.raises(ConfigError, match=message):
+            self.method(toy, MAPS_S[:2], MAPS_T, layers="all")
+
+    @pytest.mark.parametrize("value", ["last", [], [0], [1, 1], [1.5], [True], ["1"], 2, None])
+    def test_bad_layers(self, toy, value):
+        message = (
+            r"^cid\.layers must be 'pooled', 'all' or a list of different stages, of which 1 is the first, but got "
+        )
+        with pytest.raises(ConfigError, match=message):
+            cid(toy, layers=value)
 
 
 def iter_that_must_not_be_used():
@@ -393,7 +519,7 @@ class TestOptimizerGroups:
         method = cid(toy)
         groups = {frozenset(group["params"]): group for group in method.param_groups()}
         classifier = groups[frozenset(method.classifier.parameters())]
-        regressor = groups[frozenset(method.regressor.parameters())]
+        regressor = groups[frozenset(method.regressors.parameters())]
         assert "weight_decay" not in classifier
         assert regressor["weight_decay"] == 0.0
         assert len(groups) == 2

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from kdtrain.config import ConfigError
+from kdtrain import build
+from kdtrain.config import ConfigError, DataConfig, MethodRef, Recipe, TeacherRef, TrialConfig
+from kdtrain.methods.base import Batch
 from kdtrain.methods.fitnet import conv_regressor, hint_loss
 
 MAPS = [(6, 8), (6, 4), (12, 2)]
@@ -46,6 +48,12 @@ def test_regressor_for_each_pair_of_sizes(student, teacher, layer, kernel, strid
     assert regressor(torch.randn(2, 8, student[1], student[1])).shape == (2, 12, teacher[1], teacher[1])
 
 
+def test_regressor_without_relu_may_be_negative():
+    regressor = conv_regressor((8, 4), (12, 4), relu=False)
+    assert [type(layer) for layer in regressor] == [nn.Conv2d, nn.BatchNorm2d]
+    assert regressor(torch.randn(4, 8, 4, 4)).min() < 0
+
+
 # Channels and height of the second stage of the pairs that papers use, at 32 x 32; conv and its weight's shape.
 @pytest.mark.parametrize(
     ("student", "teacher", "layer", "shape"),
@@ -67,6 +75,11 @@ def test_sizes_that_no_convolution_fits(s, t):
     message = rf"^fitnet needs a student map at least half as high as the teacher's, but got {s} and {t}\.$"
     with pytest.raises(ConfigError, match=message):
         conv_regressor((8, s), (12, t))
+
+
+def test_the_error_names_the_method():
+    with pytest.raises(ConfigError, match=r"^ab needs a student map at least half as high as"):
+        conv_regressor((8, 1), (12, 8), "ab")
 
 
 @pytest.mark.parametrize("hint", [1, 2, 3])
@@ -129,3 +142,95 @@ def test_regressor_trains_with_the_students_settings(toy):
     (group,) = method.param_groups()
     assert set(group) == {"params"}
     assert set(group["params"]) == set(method.regressor.parameters())
+
+
+def networks(student="wrn_16_1", teacher="wrn_16_2", name="fitnet", epochs=240, **params):
+    """Real networks and the method, for fashion_mini."""
+    trial = TrialConfig(
+        data=DataConfig(dataset="fashion_mini"), train=Recipe(epochs=epochs), student=student,
+        teacher=TeacherRef(model=teacher, id="0" * 16), method=MethodRef(name=name, params=params), seed=0,
+    )  # fmt: skip
+    return build.networks(trial, torch.device("cpu"), lambda model, ref: None)
+
+
+class TestVariants:
+    def test_the_code_is_the_default_and_has_one_stage(self, toy):
+        assert fitnet(toy).config.variant == "code"
+        assert fitnet(toy).pretraining() is None
+
+    @pytest.mark.parametrize(("variant", "looks"), [("code", True), ("paper", False)])
+    def test_the_teacher_is_looked_at_while_the_hint_is_trained(self, toy, variant, looks):
+        assert fitnet(toy, variant=variant).teacher_in_loss is looks
+
+    @pytest.mark.parametrize(
+        ("params", "message"),
+        [
+            ({"variant": "two"}, r"^fitnet\.variant should be 'code' or 'paper', but got 'two'\.$"),
+            ({"variant": "paper", "pretrain_epochs": 0}, r"^fitnet\.pretrain_epochs should be greater than 0"),
+        ],
+    )
+    def test_wrong_parameters(self, toy, params, message):
+        with pytest.raises(ConfigError, match=message):
+            fitnet(toy, **params)
+
+    @pytest.mark.parametrize(
+        ("params", "total", "expected"),
+        [({}, 240, 30), ({}, 4, 1), ({"pretrain_epochs": 0.25}, 240, 60), ({"pretrain_epochs": 7}, 240, 7)],
+    )
+    def test_epochs_of_the_first_stage(self, toy, params, total, expected):
+        setting = toy.setting(maps_s=MAPS, maps_t=MAPS, epochs=total)
+        stage = toy.method("fitnet", {"variant": "paper", **params}, setting).pretraining()
+        assert (stage.epochs, stage.lr, stage.milestones, stage.student) == (expected, None, (), True)
+
+    @pytest.mark.parametrize(("hint", "trained"), [(1, ("block1",)), (2, ("block1", "block2"))])
+    def test_first_stage_trains_the_regressor_and_the_student_up_to_the_hint(self, hint, trained):
+        setting, method = networks(variant="paper", hint=hint)
+        got = [parameter for module in method.pretraining().modules for parameter in module.parameters()]
+        up_to = {
+            parameter
+            for key, parameter in setting.student.named_parameters()
+            if key.startswith(("conv1.", *(f"{block}." for block in trained)))
+        }
+        assert len(got) == len(set(got))
+        assert set(got) == up_to | set(method.regressor.parameters())
+
+    def test_gradients_of_the_first_stage_reach_what_it_trains(self):
+        setting, method = networks("resnet8", "resnet14", variant="paper")
+        images = torch.randn(3, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            taught = setting.teacher(images)
+        batch = Batch(images, torch.arange(3), torch.arange(3), 1)
+        method.pretrain_loss(batch, setting.student(images), taught)["hint"].backward()
+        trained = {parameter for module in method.pretraining().modules for parameter in module.parameters()}
+        for parameter in setting.student.parameters():
+            assert (parameter.grad is not None) == (parameter in trained)
+        assert all(parameter.grad.abs().sum() > 0 for parameter in trained)
+        assert all(parameter.grad is None for parameter in setting.teacher.parameters())
+
+    @pytest.mark.parametrize(("params", "beta"), [({}, 100.0), ({"beta": 3.0}, 3.0)])
+    def test_terms_of_the_two_stages(self, golden, slow, toy, params, beta):
+        method = fitnet(toy, variant="paper", **params)
+        student = toy.outputs(golden.zs, stages=[golden.ftb, golden.fs, golden.ftb])
+        teacher = toy.outputs(golden.zt, stages=[golden.ftb, golden.ft, golden.ftb])
+        batch = toy.batch(golden.y)
+        hint = beta * slow_hint(golden.fs, golden.ft, method.regressor[0])
+        first, second = method.pretrain_loss(batch, student, teacher), method.loss(batch, student, teacher)
+        assert {name: term.item() for name, term in first.items()} == pytest.approx({"hint": hint})
+        ce = slow.mean(slow.cross_entropies(golden.zs, golden.y))
+        assert {name: term.item() for name, term in second.items()} == pytest.approx({"ce": ce})
+        assert method.param_groups() == []
+
+    def test_with_kd_the_second_stage_distils_the_logits(self, golden, slow, toy):
+        setting = toy.setting(maps_s=MAPS, maps_t=MAPS)
+        method = toy.method("fitnet+kd", {"fitnet": {"variant": "paper"}}, setting)
+        student = toy.outputs(golden.zs, stages=[golden.ftb, golden.fs, golden.ftb])
+        teacher = toy.outputs(golden.zt, stages=[golden.ftb, golden.ft, golden.ftb])
+        batch = toy.batch(golden.y)
+        assert set(method.pretrain_loss(batch, student, teacher)) == {"hint"}
+        terms = method.loss(batch, student, teacher)
+        assert {name: term.item() for name, term in terms.items()} == pytest.approx(
+            {
+                "ce": slow.mean(slow.cross_entropies(golden.zs, golden.y)),
+                "kd": slow.mean(slow.kls(golden.zs, golden.zt, 4.0)),
+            }
+        )

@@ -4,20 +4,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kdtrain.config import ConfigError
-from kdtrain.methods.ipwd import ipw_weights, standardised
+from kdtrain import methods
+from kdtrain.config import ConfigError, MethodRef
+from kdtrain.methods.ipwd import IPWD, IPWDPlugin, ipw_weights, standardised
 
 
 def identity_head(method):
-    """Make the CLS head the identity, so that the pooled features are its logits."""
-    if method.head is not None:
-        torch.nn.init.eye_(method.head.weight)
-        torch.nn.init.zeros_(method.head.bias)
+    """Make the CLS head of a method or plug-in the identity, so that the pooled features are its logits."""
+    if (head := method.weights.head) is not None:
+        torch.nn.init.eye_(head.weight)
+        torch.nn.init.zeros_(head.bias)
     return method
 
 
-def ipwd(toy, **params):
-    return identity_head(toy.method("ipwd", params, toy.setting(d_s=10)))
+def ipwd(toy, epochs=240, **params):
+    return identity_head(toy.method("ipwd", params, toy.setting(d_s=10, epochs=epochs)))
 
 
 def terms_of(toy, golden, method, epoch=1, rows=slice(None)):
@@ -157,7 +158,7 @@ class TestDefaults:
 
     def test_cls_logits_are_linear_in_the_pooled_features(self, toy, golden, slow):
         method = toy.method("ipwd", {}, toy.setting(d_s=16))
-        z_c = golden.vs @ method.head.weight.T + method.head.bias
+        z_c = golden.vs @ method.weights.head.weight.T + method.weights.head.bias
         terms = method.loss(toy.batch(golden.y), toy.outputs(golden.zs, golden.vs), toy.outputs(golden.zt))
         assert terms["cls"].item() == pytest.approx(slow.mean(slow.cross_entropies(z_c, golden.y)))
 
@@ -184,7 +185,7 @@ class TestGradients:
         method = ipwd(toy, **params)
         logits, pooled = golden.zs.clone().requires_grad_(), golden.zc.clone().requires_grad_()
         terms = method.loss(toy.batch(golden.y), toy.outputs(logits, pooled), toy.outputs(golden.zt))
-        targets = {"logits": logits, "pooled": pooled, "head": method.head.weight}
+        targets = {"logits": logits, "pooled": pooled, "head": method.weights.head.weight}
         return {
             name: dict(zip(targets, torch.autograd.grad(
                 term, list(targets.values()), retain_graph=True, allow_unused=True), strict=True))
@@ -260,6 +261,10 @@ class TestAblationsAndControl:
         term = terms_of(toy, golden, ipwd(toy, norm="none"))["ipwd"]
         assert term.item() == pytest.approx(expected.term(expected.weights(golden.zs, golden.zc)))
 
+    def test_neither_cls_head_nor_normalisation(self, toy, golden, expected):
+        term = terms_of(toy, golden, ipwd(toy, cls_head=False, norm="none"))["ipwd"]
+        assert term.item() == pytest.approx(expected.term(expected.weights(golden.zs, golden.zt)))
+
     @pytest.mark.parametrize("correction", [0, 1])
     def test_running_normalisation(self, toy, golden, expected, correction):
         # The first batch sets sigma, each later one moves it by a tenth.
@@ -330,14 +335,18 @@ class TestDetails:
         weights = expected.weights(per_sample(golden.zs) / 2.5, per_sample(golden.zc) / 2.5)
         assert terms_of(toy, golden, ipwd(toy, tau_h=2.5))["ipwd"].item() == pytest.approx(expected.term(weights))
 
-    def test_weights_are_one_before_the_start_epoch(self, toy, golden, expected):
-        method = ipwd(toy, start_epoch=3)
-        early, last, started = (terms_of(toy, golden, method, epoch)["ipwd"].item() for epoch in (1, 2, 3))
-        assert early == last == pytest.approx(expected.term([1.0] * 8))
-        assert started == pytest.approx(expected.term(expected.default_weights()))
+    @pytest.mark.parametrize(
+        ("start", "epochs", "first"), [(0, 240, 1), (2, 240, 3), (0.75, 300, 226), (0.75, 4, 4), (300, 240, None)]
+    )
+    def test_weights_are_one_until_the_start(self, toy, golden, expected, start, epochs, first):
+        method = ipwd(toy, epochs, start=start)
+        ones, weighted = expected.term([1.0] * 8), expected.term(expected.default_weights())
+        for epoch in {1, 2, 3, 4, 225, 226, epochs}:
+            term = terms_of(toy, golden, method, epoch)["ipwd"].item()
+            assert term == pytest.approx(weighted if first is not None and epoch >= first else ones)
 
-    def test_cls_head_still_trains_before_the_start_epoch(self, toy, golden):
-        assert terms_of(toy, golden, ipwd(toy, start_epoch=3))["cls"].requires_grad
+    def test_cls_head_still_trains_before_the_start(self, toy, golden):
+        assert terms_of(toy, golden, ipwd(toy, start=2))["cls"].requires_grad
 
     def test_teacher_bn(self, toy):
         assert not ipwd(toy).teacher_trains
@@ -354,7 +363,7 @@ class TestDetails:
     def test_optimizer_group_of_the_cls_head(self, toy, params, settings):
         method = ipwd(toy, **params)
         (group,) = method.param_groups()
-        assert set(group.pop("params")) == set(method.head.parameters())
+        assert set(group.pop("params")) == set(method.weights.head.parameters())
         assert group == settings
 
     @pytest.mark.parametrize(
@@ -364,7 +373,11 @@ class TestDetails:
             ({"norm": "layer"}, r"^ipwd\.norm should be 'sample', 'batch', 'running' or 'none', but got 'layer'\.$"),
             ({"w_max": 1.0}, r"^ipwd\.w_max should be greater than 1, but got 1\.0\.$"),
             ({"ema": 1.0}, r"^ipwd\.ema should be less than 1, but got 1\.0\.$"),
-            ({"start_epoch": 0}, r"^ipwd\.start_epoch should be greater than or equal to 1, but got 0\.$"),
+            (
+                {"start": 1.5},
+                r"^ipwd\.start must be a whole number of epochs or a fraction of all epochs below 1, but got 1\.5\.$",
+            ),
+            ({"start_epoch": 1}, r"^unknown key 'start_epoch' at ipwd\.start_epoch\. Did you mean 'start'\? Known: "),
             ({"tau_h": 0}, r"^ipwd\.tau_h should be greater than 0, but got 0\.$"),
             ({"cls_lr_scale": 0}, r"^ipwd\.cls_lr_scale should be greater than 0, but got 0\.$"),
             ({"teacher_bn": True}, r"^ipwd\.teacher_bn should be 'eval' or 'train', but got True\.$"),
@@ -382,7 +395,7 @@ class TestAveragedHeads:
         """A method with averaged heads after both heads have moved; weights before and after."""
         setting = toy.setting(d_s=10)
         method = toy.method("ipwd", {"ema": 0.75, **params}, setting)
-        heads = [setting.student.head] + ([method.head] if method.head is not None else [])
+        heads = [setting.student.head] + ([method.weights.head] if method.weights.head is not None else [])
         before = [(head.weight.detach().clone(), head.bias.detach().clone()) for head in heads]
         for head in heads:
             torch.nn.init.eye_(head.weight)
@@ -418,18 +431,186 @@ class TestAveragedHeads:
         method, _ = self.moved(toy, golden)
         terms_of(toy, golden, method)
         trained = {parameter for group in method.param_groups() for parameter in group["params"]}
-        assert trained == {p for p in method.parameters() if p.requires_grad} == set(method.head.parameters())
+        assert trained == {p for p in method.parameters() if p.requires_grad} == set(method.weights.head.parameters())
         fresh, _ = self.moved(toy, golden)
         fresh.load_state_dict(method.state_dict())
         assert terms_of(toy, golden, fresh) == terms_of(toy, golden, method)
 
     def test_no_averages_without_ema(self, toy):
-        assert set(ipwd(toy).state_dict()) == {"head.weight", "head.bias", "sigmas"}
+        assert set(ipwd(toy).state_dict()) == {"weights.head.weight", "weights.head.bias", "weights.sigmas"}
 
-    def test_averages_follow_the_heads_before_the_start_epoch_too(self, toy, golden, expected):
+    def test_averages_follow_the_heads_before_the_start_too(self, toy, golden, expected):
         # Otherwise H would be that of the initial heads when the weights begin to count.
-        method, before = self.moved(toy, golden, start_epoch=2)
+        method, before = self.moved(toy, golden, start=1)
         for epoch in (1, 1, 2):
             term = terms_of(toy, golden, method, epoch)["ipwd"]
         logits = (per_sample(self.averaged(golden.zc, b, 0.75**3)) for b in before)
         assert term.item() == pytest.approx(expected.term(expected.weights(*logits)))
+
+
+class Hosted:
+    """A host alone and with the plug-in, in the same state."""
+
+    def __init__(self, toy, golden, name, epochs=4, **params):
+        self.toy, self.golden, self.rows = toy, golden, {"ps_kd": 1, "sskd": 4}[name]
+        setting = toy.setting(d_s=10, epochs=epochs)
+        self.alone = toy.method(name, {}, setting)
+        self.together = toy.method(f"{name}+ipwd", {"ipwd": params}, setting)
+        self.host, self.plugin = self.together.parts
+        identity_head(self.plugin)
+        for method in (self.alone, self.together):
+            method.allocate(torch.arange(8), golden.y)
+        self.host.load_state_dict(self.alone.state_dict())
+        if name == "ps_kd":  # whose past predictions are then the teacher's
+            for method in (self.alone, self.together):
+                method.loss(toy.batch(golden.y, 1), toy.outputs(golden.zt, golden.zc), None)
+
+    def views(self, values):
+        """Outputs for the upright images and, where the host turns images, three more for each."""
+        return torch.cat([values] + [(values + k).flip(1) for k in range(1, self.rows)])
+
+    def terms(self, method, epoch, zs=None, zc=None):
+        zs, zc = self.views(self.golden.zs if zs is None else zs), self.views(self.golden.zc if zc is None else zc)
+        teacher = self.toy.outputs(self.views(self.golden.zt), self.views(self.golden.vt))
+        return method.loss(self.toy.batch(self.golden.y, epoch), self.toy.outputs(zs, zc), teacher)
+
+
+def values(terms):
+    return {name: term.item() for name, term in terms.items()}
+
+
+class TestPlugin:
+    """In epoch 4 of 4, where PS-KD's past predictions have weight 0.8 and the plug-in's weights count."""
+
+    # The host's term that is weighted, its weight and temperature.
+    HOSTS = pytest.mark.parametrize(
+        ("name", "term", "alpha", "tau"), [("ps_kd", "past", 0.8, 1.0), ("sskd", "upright", 0.9, 4.0)]
+    )
+
+    @HOSTS
+    def test_weights_the_hosts_distillation_of_logits(self, toy, golden, expected, name, term, alpha, tau):
+        hosted = Hosted(toy, golden, name)
+        found = hosted.terms(hosted.together, 4)[term].item()
+        assert found == pytest.approx(expected.term(expected.default_weights(), alpha, tau))
+
+    @HOSTS
+    def test_leaves_the_hosts_other_terms_and_adds_the_cls_head(self, toy, golden, slow, name, term, alpha, tau):
+        hosted = Hosted(toy, golden, name)
+        alone, together = (values(hosted.terms(method, 4)) for method in (hosted.alone, hosted.together))
+        assert together.pop("cls") == pytest.approx(slow.mean(slow.cross_entropies(golden.zc, golden.y)))
+        assert together.pop(term) != pytest.approx(alone.pop(term), rel=1e-2)
+        assert together == alone
+
+    @HOSTS
+    def test_weights_of_one_give_the_hosts_gradient(self, toy, golden, name, term, alpha, tau):
+        hosted = Hosted(toy, golden, name, start=4)
+        gradients = []
+        for method in (hosted.alone, hosted.together):
+            zs, zc = golden.zs.clone().requires_grad_(), golden.zc.clone().requires_grad_()
+            total = sum(hosted.terms(method, 4, zs, zc).values())
+            gradients.append(torch.autograd.grad(total, (zs, zc), allow_unused=True, materialize_grads=True))
+        torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-12, atol=1e-15)
+
+    @HOSTS
+    def test_power_zero_is_weights_of_one(self, toy, golden, expected, name, term, alpha, tau):
+        hosted = Hosted(toy, golden, name, power=0.0)
+        found = hosted.terms(hosted.together, 4)[term].item()
+        assert found == pytest.approx(expected.term([1.0] * 8, alpha, tau))
+
+    @HOSTS
+    def test_matched_control(self, toy, golden, slow, expected, name, term, alpha, tau):
+        hosted = Hosted(toy, golden, name, weights="batch_mean")
+        mean = slow.mean(expected.default_weights())
+        found = hosted.terms(hosted.together, 4)[term].item()
+        assert found == pytest.approx(expected.term([mean] * 8, alpha, tau))
+
+    @HOSTS
+    def test_trains_the_cls_head_beside_the_hosts_modules(self, toy, golden, name, term, alpha, tau):
+        hosted = Hosted(toy, golden, name, cls_lr_scale=10.0)
+        *others, group = hosted.together.param_groups()
+        assert set(group.pop("params")) == set(hosted.plugin.weights.head.parameters())
+        assert group == {"lr_scale": 10.0}
+        assert [set(other["params"]) for other in others] == [set(g["params"]) for g in hosted.host.param_groups()]
+
+    def test_past_predictions_are_read_before_they_are_stored(self, toy, golden, expected):
+        hosted = Hosted(toy, golden, "ps_kd")
+        torch.testing.assert_close(hosted.host.past, golden.zt.softmax(1))
+        found = [hosted.terms(hosted.together, 4)["past"].item() for _ in range(2)]
+        torch.testing.assert_close(hosted.host.past, golden.zs.softmax(1))
+        assert found == pytest.approx([expected.term(expected.default_weights(), 0.8, 1.0), 0.0])
+
+    def test_weights_are_those_of_the_upright_images(self, toy, golden):
+        # Other features of the turned images change neither the weights nor the CLS head's loss.
+        hosted = Hosted(toy, golden, "sskd")
+        before = hosted.terms(hosted.together, 4)
+        hosted.views = lambda z: torch.cat([z, -2 * z, z.flip(0), 3 + z])
+        after = hosted.terms(hosted.together, 4)
+        assert [after[key].item() for key in ("ce", "upright", "cls")] == [
+            before[key].item() for key in ("ce", "upright", "cls")
+        ]
+        assert after["turned"] != before["turned"]
+
+    def test_reference_of_the_teacher(self, toy, golden, expected):
+        hosted = Hosted(toy, golden, "sskd", cls_head=False)
+        terms = hosted.terms(hosted.together, 4)
+        weights = expected.weights(per_sample(golden.zs), per_sample(golden.zt))
+        assert "cls" not in terms
+        assert terms["upright"].item() == pytest.approx(expected.term(weights, 0.9, 4.0))
+
+    def test_without_teacher_the_cls_head_is_the_only_reference(self, toy):
+        without = toy.setting()._replace(teacher=None, teacher_shapes=None)
+        assert list(toy.method("ps_kd+ipwd", {}, without).parameters())
+        message = r"^ipwd\.cls_head must be true where there is no teacher, but got False\.$"
+        with pytest.raises(ConfigError, match=message):
+            toy.method("ps_kd+ipwd", {"ipwd": {"cls_head": False}}, without)
+
+    @pytest.mark.parametrize(
+        ("name", "params", "first"),
+        [("ps_kd", {}, 226), ("ps_kd", {"start": 0}, 1), ("sskd", {}, 1)],
+        ids=["late", "early", "from the beginning"],
+    )
+    def test_first_epoch_with_weights_of_300(self, toy, golden, name, params, first):
+        hosted = Hosted(toy, golden, name, epochs=300, **params)
+        student = toy.outputs(golden.zs, golden.zc)
+        weighted = [
+            epoch
+            for epoch in range(1, 301)
+            if (hosted.plugin.weights(toy.batch(golden.y, epoch), student, None)[0] != 1).all()
+        ]
+        assert weighted == list(range(first, 301))
+
+    def test_state_of_the_cls_head_goes_on(self, toy, golden):
+        old, new = (Hosted(toy, golden, "ps_kd", norm="running", ema=0.5) for _ in range(2))
+        torch.nn.init.normal_(old.plugin.weights.head.weight)
+        old.terms(old.together, 3, 2 * golden.zs)
+        new.together.load_state_dict(old.together.state_dict())
+        assert values(new.terms(new.together, 4)) == values(old.terms(old.together, 4))
+
+    @pytest.mark.parametrize("name", ["ps_kd", "sskd"])
+    @pytest.mark.parametrize("key", ["alpha", "tau", "main_ce"])
+    def test_has_no_parameters_of_the_distillation(self, name, key):
+        known = ", ".join(sorted(IPWDPlugin.Config.model_fields))
+        message = rf"^unknown key '{key}' at ipwd\.{key}\..* Known: {known}\.$"
+        with pytest.raises(ConfigError, match=message):
+            methods.resolve(MethodRef(name=f"{name}+ipwd", params={"ipwd": {key: 1.0}}))
+        assert key in IPWD.Config.model_fields
+
+    @pytest.mark.parametrize(("name", "teacher"), [("ps_kd+ipwd", set()), ("sskd+ipwd", {"logits", "pooled"})])
+    def test_needs_what_the_host_needs(self, name, teacher):
+        assert methods.needs(MethodRef(name=name)) == teacher
+
+    @pytest.mark.parametrize("name", ["kd+ipwd", "ipwd+ps_kd", "ipwd+kd"])
+    def test_beside_a_method_that_is_no_host_it_is_a_method(self, name):
+        assert methods.classes(MethodRef(name=name))["ipwd"] is IPWD
+
+    def test_beside_kd_it_is_a_plain_union(self, toy, golden, slow, expected):
+        method = toy.method("kd+ipwd", {"ipwd": {"alpha": 2.0}}, toy.setting(d_s=10))
+        identity_head(method.parts[1])
+        assert values(terms_of(toy, golden, method)) == pytest.approx(
+            {
+                "ce": 0.1 * slow.mean(slow.cross_entropies(golden.zs, golden.y)),
+                "kd": 0.9 * slow.mean(slow.kls(golden.zs, golden.zt, 4.0)),
+                "cls": slow.mean(slow.cross_entropies(golden.zc, golden.y)),
+                "ipwd": expected.term(expected.default_weights(), alpha=2.0),
+            }
+        )

@@ -6,10 +6,10 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from kdtrain import data, loop, views
+from kdtrain import data, loop
 from kdtrain.config import ConfigError, DataConfig, MethodRef, Recipe, TeacherRef, TrialConfig, Where
 from kdtrain.data import Arrays, Info
-from kdtrain.loop import Training, lr_at, order, train
+from kdtrain.loop import Training, lr_at, train
 from kdtrain.record import DivergedError, EpochRecord
 
 METHODS = ["vanilla", "kd", "fitnet+kd", "sp", "cid", "ipwd"]
@@ -104,13 +104,12 @@ def test_two_runs_are_equal_and_another_seed_is_not(teacher):
 
 def test_methods_start_from_one_student_and_see_one_order_of_views_at_one_seed(teacher):
     ref, where = teacher
-    students = [Training(config(method, ref), where).student.state_dict() for method in METHODS]
+    trainings = [Training(config(method, ref), where) for method in METHODS]
+    students = [training.student.state_dict() for training in trainings]
     for student in students[1:]:
         assert all(torch.equal(student[name], students[0][name]) for name in student)
-    assert torch.equal(order(3, 1, 50), order(3, 1, 50))
-    assert not torch.equal(order(3, 1, 50), order(3, 2, 50))
-    assert not torch.equal(order(3, 1, 50), order(4, 1, 50))
-    assert order(3, 1, 50).sort().values.tolist() == list(range(50))
+    shown = [torch.cat([batch.images for batch, _ in training.batches.epoch(2, 2)]) for training in trainings]
+    assert all(torch.equal(images, shown[0]) for images in shown[1:])
 
 
 def test_learning_rate_drops_after_each_milestone():
@@ -124,10 +123,9 @@ def test_weights_follow_sgd_with_the_recipes_momentum_and_decay():
     trial = config("vanilla", epochs=1, batch_size=96, momentum=0.9, weight_decay=0.1, augment=False)
     training = Training(trial, Where())
     before = training.student.fc.weight.detach().clone()
-    labels = training.images.train_labels
-    images = training._plain(training.images.train_images, torch.arange(96))
+    (batch,) = training.batches.plain("train")
     training.student.train()
-    loss = torch.nn.functional.cross_entropy(training.student(images).logits, labels)
+    loss = torch.nn.functional.cross_entropy(training.student(batch.images).logits, batch.labels)
     (gradient,) = torch.autograd.grad(loss, training.student.fc.weight)
     training.run_epoch()
     # The first step of SGD: the momentum buffer is the gradient plus decay.
@@ -143,13 +141,10 @@ def test_records_hold_the_mean_of_each_term_over_images_and_accuracy_in_percent(
     assert set(record.terms) == {"ce", "kd"}
     assert record.epoch == 1
     # With no learning to speak of, the terms are batch means weighted by 40, 40 and 16 images.
-    shown = training.train_indices[order(3, 1, 96)]
     training.student.train()
     total, right = 0.0, 0
-    for indices in shown.split(40):
-        images = training._plain(training.images.train_images, indices)
-        logits = training.student(images).logits
-        labels = training.images.train_labels[indices]
+    for batch, _ in training.batches.epoch(1, 1):
+        logits, labels = training.student(batch.images).logits, batch.labels
         total += 0.1 * torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
         right += (logits.argmax(1) == labels).sum().item()
     assert record.terms["ce"] == pytest.approx(total / 96, rel=1e-4)
@@ -169,7 +164,7 @@ def test_validation_split_is_evaluated_each_epoch_and_the_test_set_only_at_last(
     assert result.best_epoch == accs.index(max(accs)) + 1
     assert result.val_acc == records[-1].val_acc
     assert result.n_train == 84
-    assert not set(training.train_indices.tolist()) & set(training.val_indices.tolist())
+    assert not set(training.batches.train.tolist()) & set(training.batches.val.tolist())
 
 
 def test_last_epoch_is_primary_and_best_epoch_is_recorded(monkeypatch):
@@ -231,8 +226,7 @@ def test_bf16_runs_forward_in_bfloat16_and_terms_in_float32(method, teacher):
     training = Training(config(method, ref, epochs=2, precision="bf16"), where)
     seen = []
     training.student.conv1.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-    batch = training._batch(torch.arange(8), views.draw(0, 1, 96, training.device), 1)
-    terms, _ = training._step(batch)
+    terms, _ = training._step(*next(training.batches.epoch(1, 1)))
     assert seen == [torch.bfloat16]
     assert {term.dtype for term in terms.values()} == {torch.float32}
 

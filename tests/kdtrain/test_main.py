@@ -7,8 +7,9 @@ import sys
 import time
 
 import pytest
+import safetensors.torch
 
-from kdtrain import checkpoint
+from kdtrain import checkpoint, models
 from kdtrain.__main__ import main
 
 TRIAL = """
@@ -32,7 +33,7 @@ def call(monkeypatch, capsys, tmp_path):
 
     def call(text: str, *args: str) -> tuple[int, str, str]:
         (tmp_path / "trial.toml").write_text(text)
-        monkeypatch.setattr(sys, "argv", ["kd-train", "trial.toml", "--cpus", "1", *args])
+        monkeypatch.setattr(sys, "argv", ["kd-train", "run", "trial.toml", "--cpus", "1", *args])
         try:
             main()
             code = 0
@@ -42,6 +43,14 @@ def call(monkeypatch, capsys, tmp_path):
         return code, captured.out, captured.err
 
     return call
+
+
+@pytest.fixture
+def teacher_file(tmp_path) -> str:
+    """[teacher] with the weights of a network that nobody has trained."""
+    packed = checkpoint.pack_weights(models.build("resnet8", 10, 1).state_dict(), {}, "0" * 16)
+    (tmp_path / "teacher.safetensors").write_bytes(packed)
+    return "[teacher]\nmodel = 'resnet8'\nweights = 'teacher.safetensors'\n"
 
 
 def test_teacher_then_student_then_only_shown(call, tmp_path):
@@ -59,6 +68,71 @@ def test_teacher_then_student_then_only_shown(call, tmp_path):
     assert " kd " in err
     code, again, err = call(student)
     assert (code, again, err) == (0, out, "")
+
+
+DGKD = """
+[teacher]
+model = "resnet8"
+weights = "teacher/model.safetensors"
+"""
+ASSISTANT = """
+[[assistant]]
+model = "wrn_10_1"
+weights = "assistant/model.safetensors"
+"""
+
+
+def test_teacher_then_assistant_then_student(call, tmp_path):
+    text = TRIAL.replace("epochs = 2", "epochs = 1")
+    assert call(text, "-o", "teacher")[0] == 0
+    assistant = text.replace("resnet8", "wrn_10_1").replace('"vanilla"', '"dgkd"\npupil = true') + DGKD
+    assert call(assistant, "-o", "assistant")[0] == 0
+    code, _, err = call(text.replace('"vanilla"', '"dgkd"\nassistants = ["wrn_10_1"]') + DGKD + ASSISTANT)
+    assert (code, err.split(":")[0]) == (0, "epoch 1")
+    # Files serve several methods: what a method does not look at is no part of its trial.
+    vanilla = json.loads(call(text, "-o", "teacher")[1])["trial_id"]
+    with_all = json.loads(call(text + DGKD + ASSISTANT, "-o", "teacher")[1])["trial_id"]
+    assert vanilla == with_all
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ("", "error: method 'dgkd' needs the assistants wrn_10_1, but got none."),
+        ("[[assistant]]\nmodel = 'wrn_10_1'\n", "error: assistant[0].weights is required."),
+        (
+            "[[assistant]]\nmodel = 'wrn_10_1'\nweights = 'absent'\n",
+            "error: assistant[0].weights must be a safetensors file, but got 'absent'",
+        ),
+        ("[[assistant]]\nmodel = 'wrn_10_1'\nweights = 'x'\nid = 1\n", "error: unknown key 'id' at assistant[0].id."),
+        ("[assistant]\nmodel = 'wrn_10_1'\nweights = 'x'\n", "error: assistant should be a valid "),
+    ],
+)
+def test_bad_assistant_is_one_line_and_status_2(call, teacher_file, tables, message):
+    code, out, err = call(TRIAL.replace('"vanilla"', '"dgkd"\nassistants = ["wrn_10_1"]') + teacher_file + tables)
+    assert (code, out) == (2, "")
+    assert err.startswith(message)
+    assert len(err.splitlines()) == 1
+
+
+def test_stage_before_the_recipes_epochs_has_lines_of_its_own(call, teacher_file):
+    code, _, err = call(TRIAL.replace('"vanilla"', '"fsp"') + teacher_file)
+    assert code == 0
+    lines = err.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["pretrain epoch 1", "epoch 1", "epoch 2"]
+    assert ("%" in lines[0], "%" in lines[1]) == (False, True)
+    assert "  " not in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "own"),
+    [("cid", {"centres", "classifier.weight", "classifier.bias"}), ("ipwd", set())],
+)
+def test_weights_hold_the_student_and_what_its_prediction_needs(call, teacher_file, tmp_path, method, own):
+    assert call(TRIAL.replace('"vanilla"', f'"{method}"') + teacher_file, "-o", "out")[0] == 0
+    found = safetensors.torch.load_file(tmp_path / "out" / "model.safetensors")
+    student = set(models.build("resnet8", 10, 1).state_dict())
+    assert set(found) == student | {f"method.{name}" for name in own}
 
 
 @pytest.mark.parametrize(
@@ -84,7 +158,7 @@ def test_bad_trial_is_one_line_and_status_2(call, old, new, message):
 
 
 def test_missing_trial_file_is_named(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["kd-train", "absent.toml"])
+    monkeypatch.setattr(sys, "argv", ["kd-train", "run", "absent.toml"])
     with pytest.raises(SystemExit, match="2"):
         main()
     assert capsys.readouterr().err == "error: cannot read the trial absent.toml: No such file or directory.\n"
@@ -114,7 +188,7 @@ def test_divergence_is_told(call):
 
 def test_interrupted_trial_goes_on_and_ends_as_if_it_had_not_been(tmp_path, call):
     whole = json.loads(call(TRIAL.replace("epochs = 2", "epochs = 4"), "-o", "whole")[1])
-    command = [sys.executable, "-m", "kdtrain", "trial.toml", "--cpus", "1", "-o", "out"]
+    command = [sys.executable, "-m", "kdtrain", "run", "trial.toml", "--cpus", "1", "-o", "out"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not (tmp_path / "out" / "checkpoint.pt").exists():

@@ -5,6 +5,7 @@ import torchvision.transforms.functional as TF
 from scipy import stats
 
 from kdtrain import views
+from kdtrain.draws import Stream
 
 CPU = torch.device("cpu")
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
@@ -105,9 +106,23 @@ def test_draw_is_repeatable_and_independent_of_n():
 def test_draw_is_the_documented_stream():
     raw = np.random.Philox(key=1, counter=[0, 0, 0, 7]).random_raw(30).reshape(10, 3)
     drawn = views.draw(1, 7, 10, CPU)
-    assert drawn.dy.tolist() == [int(x) * 9 // 2**64 for x in raw[:, 0]]
-    assert drawn.dx.tolist() == [int(x) * 9 // 2**64 for x in raw[:, 1]]
+    assert drawn.dy.tolist() == [(int(x) >> 32) * 9 >> 32 for x in raw[:, 0]]
+    assert drawn.dx.tolist() == [(int(x) >> 32) * 9 >> 32 for x in raw[:, 1]]
     assert drawn.flip.tolist() == [int(x) >= 2**63 for x in raw[:, 2]]
+
+
+def test_streams_differ():
+    others = [views.draw(1, 7, 500, CPU, stream) for stream in (Stream.PARTNER_VIEWS, Stream.TURNED_90)]
+    first = views.draw(1, 7, 500, CPU)
+    assert torch.equal(first.dy, views.draw(1, 7, 500, CPU, Stream.VIEWS).dy)
+    for other in others:
+        assert not torch.equal(first.dy, other.dy)
+        assert not torch.equal(first.flip, other.flip)
+    assert not torch.equal(others[0].dx, others[1].dx)
+
+
+def test_plain_of_no_images():
+    assert views.plain(images(), torch.zeros(0, dtype=torch.int64), MEAN, STD).shape == (0, 3, 32, 32)
 
 
 def test_epochs_and_seeds_differ_and_do_not_overlap():

@@ -34,6 +34,15 @@ def teachers(tmp_path):
     return Store(str(tmp_path / "results"), TEACHERS)
 
 
+def write_epoch(store: Store, trial_id: str, **columns: object) -> None:
+    """The row of the only epoch that a trial has done."""
+    row = {
+        "stage": "train", "epoch": 1, "lr": 0.1, "terms": {}, "train_acc": 1.0, "val_acc": None, "test_acc": 33.3,
+        "seconds": 1.0,
+    }  # fmt: skip
+    store.write_epochs(trial_id, [{"trial_id": trial_id, **row, **columns}])
+
+
 def test_plan_prints_cells_and_what_is_missing_and_starts_nothing(cli, spec_file, own, plan, tmp_path):
     ended = cli("plan", spec_file, "--results", tmp_path / "results")
     assert ended.code == 0
@@ -63,13 +72,20 @@ def test_status_reads_only_the_store(cli, spec_file, own, teachers, plan, end, t
     end(own, plan.trials[plan.cells[0].trial_id], "student", Status.COMPLETED)
     end(own, plan.trials[plan.cells[1].trial_id], "student", Status.DIVERGED)
     under_way = plan.cells[2].trial_id
-    row = {"epoch": 1, "lr": 0.1, "terms": {}, "train_acc": 1.0, "val_acc": None, "test_acc": 33.3, "seconds": 1.0}
-    own.write_epochs(under_way, [{"trial_id": under_way, **row}])
+    write_epoch(own, under_way)
     ended = cli("status", spec_file, "--results", tmp_path / "results")
     assert ended.code == 0
     assert "1 of 1 teachers have ended: 1 completed." in ended.out
     assert "2 of 4 trials have ended: 1 completed, 1 diverged, 1 begun, 1 not begun." in ended.out
     assert f"{under_way} kd resnet8/resnet8 fraction 0.02 seed 1: epoch 1/2, 33.3 %" in ended.out
+
+
+def test_status_of_a_trial_in_the_stage_before_the_recipes_epochs(cli, spec_file, own, plan, tmp_path):
+    under_way = plan.cells[2].trial_id
+    write_epoch(own, under_way, stage="pretrain", epoch=3, train_acc=None, test_acc=None)
+    text = cli("status", spec_file, "--results", tmp_path / "results").out
+    assert f"{under_way} kd resnet8/resnet8 fraction 0.02 seed 1: pretrain epoch 3, " in text
+    assert "%" not in text
 
 
 def test_status_before_the_first_run(cli, spec_file, tmp_path):

@@ -48,14 +48,26 @@ def test_line_tells_done_running_with_epoch_and_accuracy_bad_and_time_left(jobs,
         "vanilla resnet8 fraction 0.02 seed 1 epoch 0/2"
     )
     clock.now += 60
-    tell(progress, "on_trial_result", teacher, epoch=1, acc=50.0, status="completed")
-    tell(progress, "on_trial_result", vanilla, epoch=2, acc=12.5, status="diverged")
+    tell(progress, "on_trial_result", teacher, epoch=1, epochs=1, acc=50.0, status="completed")
+    tell(progress, "on_trial_result", vanilla, epoch=2, epochs=2, acc=12.5, status="diverged")
     tell(progress, "on_trial_start", kd)
-    tell(progress, "on_trial_result", kd, epoch=1, acc=33.333)
+    tell(progress, "on_trial_result", kd, epoch=1, epochs=2, acc=33.333)
     # 2.5 of 5 equal jobs took 60 s, so the other 2.5 take as long.
     assert progress.line() == (
         "[1 min 00 s] 1/1 teacher and 3/6 trials done, 1 failed or diverged, "
         "kd resnet8/resnet8 fraction 0.02 seed 1 epoch 1/2 33.3 %, about 1 min 00 s left"
+    )
+
+
+def test_epochs_of_a_stage_before_the_recipes_count_too_and_have_no_accuracy(jobs, clock):
+    progress, _ = follow(jobs, terminal=False)
+    tell(progress, "on_trial_start", jobs[3])
+    clock.now += 10
+    tell(progress, "on_trial_result", jobs[3], epoch=1, epochs=4, acc=None)
+    # A quarter of one of 5 equal jobs took 10 s, so the other 4.75 take 190 s.
+    assert progress.line() == (
+        "[10 s] 0/1 teacher and 0/4 trials done, kd resnet8/resnet8 fraction 0.02 seed 1 epoch 1/4, "
+        "about 3 min 10 s left"
     )
 
 
@@ -72,7 +84,7 @@ def test_one_line_a_minute_without_a_terminal(jobs, clock):
 def test_live_display_on_a_terminal(jobs, clock):
     progress, out = follow(jobs, terminal=True)
     tell(progress, "on_trial_start", jobs[1])
-    tell(progress, "on_trial_result", jobs[1], epoch=1, acc=20.0)
+    tell(progress, "on_trial_result", jobs[1], epoch=1, epochs=2, acc=20.0)
     progress.console.print(progress.render())
     shown = out.getvalue()
     assert "0/1 teacher and 0/4 trials done" in shown

@@ -39,6 +39,49 @@ def test_teachers_first_then_students_without_one_then_the_rest_when_the_teacher
     assert search.blocked == []
 
 
+@pytest.fixture
+def chain(spec_text, tmp_path) -> list[Job]:
+    """The teacher, an assistant, one more that learns from both, and two vanilla and two dgkd trials."""
+    text = spec_text.replace("[grid]", f"[run]\nresults = '{tmp_path}'\n[grid]")
+    text = text.replace('"kd"]', '{ name = "dgkd", assistants = ["wrn_16_1", "wrn_10_1"] }]')
+    spec = parse_text(text)
+    return missing(spec, text, expand(spec), retry_failed=False).jobs
+
+
+def student(search: PlannedSearch, key: str) -> str:
+    """The network that the job handed out trains; "idle" where it idles."""
+    given = search.suggest(key)
+    return search.jobs[key].trial.student if "job" in given else "idle"
+
+
+def test_assistants_and_students_wait_for_all_whom_they_learn_from(chain):
+    search = PlannedSearch(reversed(chain), trained=[])
+    assert [student(search, key) for key in "abcd"] == ["resnet8", "resnet8", "resnet8", "idle"]
+    assert [search.jobs[key].role for key in "abc"] == ["teacher", "student", "student"]
+    search.on_trial_complete("d", {"done": True})
+    search.on_trial_complete("a", COMPLETED)
+    assert [student(search, key) for key in "ef"] == ["wrn_16_1", "idle"]
+    search.on_trial_complete("f", {"done": True})
+    search.on_trial_complete("e", COMPLETED)
+    assert [student(search, key) for key in "gh"] == ["wrn_10_1", "idle"]
+    search.on_trial_complete("g", COMPLETED)
+    assert [handed(search, key) for key in "ijk"] == ["dgkd/student", "dgkd/student", "FINISHED"]
+    assert search.blocked == []
+
+
+def test_failed_assistant_gives_up_those_after_it_and_their_students(chain):
+    search = PlannedSearch(chain, trained=[])
+    for key in "abc":
+        search.suggest(key)
+    search.on_trial_complete("a", COMPLETED)
+    assert student(search, "d") == "wrn_16_1"
+    search.on_trial_complete("d", {"status": "diverged"})
+    assert handed(search, "e") == "FINISHED"
+    assert [(other.job.role, other.by) for other in search.blocked] == [
+        (role, "assistant wrn_16_1 of resnet8 fraction 0.02") for role in ("teacher", "student", "student")
+    ]
+
+
 def test_trained_teachers_let_their_students_go_at_once(jobs):
     students = [job for job in jobs if job.role == "student"]
     search = PlannedSearch(students, trained=[jobs[0].id])
@@ -54,7 +97,7 @@ def test_students_of_a_failed_teacher_are_blocked(jobs, result, error):
         search.suggest(key)
     search.on_trial_complete("a", result, error)
     assert handed(search, "d") == "FINISHED"
-    assert [job.trial.method.name for job in search.blocked] == ["kd", "kd"]
+    assert [(other.job.trial.method.name, other.by) for other in search.blocked] == [("kd", "teacher resnet8")] * 2
 
 
 def test_nothing_is_handed_out_once_results_cannot_be_written(jobs):
@@ -142,7 +185,7 @@ def step(job: Job) -> dict[str, object]:
 
 def test_error_in_a_trial_becomes_a_row_with_class_and_traceback(jobs, tmp_path):
     kd = next(job for job in jobs if job.trial.method.name == "kd")  # its teacher's weights are not there
-    assert step(kd) == {"done": True, "status": "failed", "epoch": 0}
+    assert step(kd) == {"done": True, "status": "failed", "epoch": 0, "epochs": 2}
     (row,) = kd.store.read_trials().to_pylist()
     assert (row["status"], row["error_type"], row["epochs_done"]) == ("failed", "ConfigError", 0)
     assert "Traceback" in row["error"]
@@ -157,6 +200,52 @@ def test_full_disk_in_a_trial_is_told_to_the_driver(jobs, monkeypatch):
     told = step(next(job for job in jobs if job.trial.method.name == "vanilla" and job.role == "student"))
     assert told["done"] is True
     assert "No space left on device" in str(told["store_error"])
+
+
+def run_all(jobs: list[Job]) -> None:
+    """Run jobs in the order of the searcher, in this process."""
+    search = PlannedSearch(jobs, trained=[])
+    for number in range(len(jobs)):
+        search.suggest(str(number))
+        trainable = TrialTrainable.__new__(TrialTrainable)
+        trainable.setup({"job": search.jobs[str(number)].model_dump_json()})
+        while not (result := trainable.step())["done"]:
+            pass
+        search.on_trial_complete(str(number), result)
+    assert search.waiting == []
+
+
+def test_students_of_assistants_are_trained_to_their_end(chain, tmp_path):
+    run_all(chain)
+    rows = chain[-1].store.read_trials().to_pylist()
+    assert [row["status"] for row in rows] == ["completed"] * 4
+    teacher, first, second = (job.id for job in chain[:3])
+    assert [row["assistant_ids"] for row in rows if row["method"] == "dgkd"] == [[first, second]] * 2
+    assert [row["assistant_ids"] for row in rows if row["method"] == "vanilla"] == [None] * 2
+    teachers = {row["trial_id"]: row for row in Store(str(tmp_path), TEACHERS).read_trials().to_pylist()}
+    assert [(teachers[key]["role"], teachers[key]["status"]) for key in (teacher, first, second)] == [
+        ("teacher", "completed")
+    ] * 3
+    assert [teachers[key]["teacher_id"] for key in (teacher, first, second)] == [None, teacher, teacher]
+    assert [teachers[key]["assistant_ids"] for key in (teacher, first, second)] == [None, None, [first]]
+
+
+def test_stage_before_the_recipes_epochs_is_stored_and_reported(spec_text, tmp_path):
+    text = spec_text.replace("[grid]", f"[run]\nresults = '{tmp_path}'\n[grid]").replace('["vanilla", "kd"]', '["fsp"]')
+    spec = parse_text(text.replace("seed = [1, 2]", "seed = [1]"))
+    teacher, fsp = missing(spec, text, expand(spec), retry_failed=False).jobs
+    run_all([teacher])
+    trainable = TrialTrainable.__new__(TrialTrainable)
+    trainable.setup({"job": fsp.model_dump_json()})
+    # An eighth of 2 epochs is one epoch at least.
+    assert trainable.step() == {"done": False, "epoch": 1, "epochs": 3, "acc": None}
+    assert trainable.step()["epoch"] == 2
+    assert trainable.step()["status"] == "completed"
+    epochs = fsp.store.read_epochs().to_pylist()
+    assert [(row["stage"], row["epoch"]) for row in epochs] == [("pretrain", 1), ("train", 1), ("train", 2)]
+    assert [row["train_acc"] is None for row in epochs] == [True, False, False]
+    (row,) = fsp.store.read_trials().to_pylist()
+    assert (row["epochs"], row["epochs_done"]) == (2, 3)
 
 
 def test_where_points_at_absolute_folders(jobs, tmp_path):

@@ -45,7 +45,7 @@ def plan_of(text: str) -> object:
         ("seed = [1]", "seed = [1]\nlr = [0.1, -1]", r"grid\.lr\[1\]\.lr should be greater than 0"),
         ("seed = [1]", "seed = [1]\nlr = 0.1", r"grid\.lr must be a list of values, but got 0\.1"),
         ("seed = [1]", "seed = [1]\nfractions = [0.1]", r"unknown axis 'fractions' at grid.*Did you mean 'fraction'"),
-        ('"kd"]', '"kdd"]', r"unknown method 'kdd' at grid\.method\[1\]\. Did you mean 'kd'\? Known: cid, fitnet, "),
+        ('"kd"]', '"kdd"]', r"unknown method 'kdd' at grid\.method\[1\]\. Did you mean 'kd'\? Known: ab, at, "),
         ('"kd"]', '"kd+kd"]', r"grid\.method\[1\] must name each method once, but got 'kd\+kd'"),
         ('"kd"]', '{ name = "kd", alhpa = 1.0 }]', r"unknown key 'alhpa' at kd\.alhpa\. Did you mean 'alpha'"),
         (
@@ -55,7 +55,7 @@ def plan_of(text: str) -> object:
         ),
         ("resnet8", "resnet21", r"grid\.pair\[0\]"),
         ("resnet14", "resnet15", r"grid\.pair\[0\]"),
-        ("resnet14/resnet8", "vgg8", r"unknown model 'vgg8' at grid\.pair\[0\]"),
+        ("resnet14/resnet8", "alexnet", r"unknown model 'alexnet' at grid\.pair\[0\]"),
         (
             "resnet14/",
             "",
@@ -68,6 +68,19 @@ def plan_of(text: str) -> object:
         ("[grid]", "[gird]", r"gird|grid"),
         ("[grid]", "[teacher]\nlr = 'x'\n[grid]", r"teacher\.lr should be a valid number, but got 'x'"),
         ("[grid]", "[teacher]\nlrr = 1\n[grid]", r"unknown key 'lrr' at teacher\.lrr"),
+        (
+            "[grid]",
+            "[teacher]\nmethod = 'kd'\n[grid]",
+            r"^teacher\.method must be a .* needs no teacher.* but got 'kd'\.$",
+        ),
+        (
+            "[grid]",
+            "[teacher]\nmethod = 'lss'\n[grid]",
+            r"^unknown method 'lss' at teacher\.method\. Did you mean 'ls'",
+        ),
+        ("[grid]", "[teacher]\nmethod = { epsilon = 0.1 }\n[grid]", r"^teacher\.method\.name must be the name of"),
+        ("[grid]", "[teacher]\nmethod = { name = 'ls', epsilon = 2.0 }\n[grid]", r"^ls\.epsilon should be less than 1"),
+        ("[grid]", "[teacher]\nmethod = 3\n[grid]", r"^teacher\.method should be a valid string, but got 3"),
         ("[grid]", "[run]\ngpus = 0.3\n[grid]", r"^run\.gpus must be a whole number or 1/n, but got 0\.3"),
         ("[grid]", "[run]\ngpus = 1.5\n[grid]", r"^run\.gpus must be a whole number or 1/n, but got 1\.5"),
         ("[grid]", "[run]\nresults = ''\n[grid]", r"^run\.results should have at least 1 character"),

@@ -15,8 +15,8 @@ from sweeps.store import Store, StoreError, sweeps
 
 def epoch(trial_id: str, number: int) -> dict[str, object]:
     return {
-        "trial_id": trial_id, "epoch": number, "lr": 0.1, "terms": {"ce": 1.5, "kd": 0.25}, "train_acc": 50.0,
-        "val_acc": None, "test_acc": 40.0, "seconds": 2.0,
+        "trial_id": trial_id, "stage": "train", "epoch": number, "lr": 0.1, "terms": {"ce": 1.5, "kd": 0.25},
+        "train_acc": 50.0, "val_acc": None, "test_acc": 40.0, "seconds": 2.0,
     }  # fmt: skip
 
 
@@ -84,8 +84,26 @@ def test_truncated_file_is_named_with_the_remedy(store, tmp_path, cut):
 def test_file_of_another_schema_is_named(store, tmp_path):
     (tmp_path / "s" / "epochs").mkdir(parents=True)
     pd.DataFrame({"trial_id": ["a"], "epoch": [1]}).to_parquet(tmp_path / "s" / "epochs" / "a.parquet")
-    with pytest.raises(StoreError, match=r"a\.parquet lacks the columns lr, "):
+    with pytest.raises(StoreError, match=r"a\.parquet lacks the columns lr, seconds, stage, "):
         store.read_epochs()
+
+
+def test_epochs_of_a_stage_before_the_recipes_have_no_accuracies(store):
+    store.write_epochs("a", [{**epoch("a", 1), "stage": "pretrain", "train_acc": None, "test_acc": None}])
+    (row,) = store.read_epochs().to_pylist()
+    assert (row["stage"], row["train_acc"], row["val_acc"], row["test_acc"]) == ("pretrain", None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "schema", "new"),
+    [("trials", TRIALS, ["self_taught", "assistant_ids"]), ("epochs", EPOCHS, ["stage"])],
+)
+def test_file_of_version_1_is_named_with_what_it_lacks(store, tmp_path, kind, schema, new):
+    (tmp_path / "s" / kind).mkdir(parents=True)
+    old = schema.empty_table().drop_columns(new)
+    pq.write_table(old, tmp_path / "s" / kind / "a.parquet")
+    with pytest.raises(StoreError, match=rf"a\.parquet lacks the columns {', '.join(sorted(new))}\.$"):
+        store.read_trials() if kind == "trials" else store.read_epochs()
 
 
 @pytest.mark.parametrize(("number", "text"), [(errno.ENOSPC, "No space left"), (errno.EROFS, "Read-only file system")])

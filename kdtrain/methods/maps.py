@@ -1,0 +1,18 @@
+"""What methods that compare the maps of two networks share."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def adapted(f_s: Tensor, f_t: Tensor) -> tuple[Tensor, Tensor]:
+    """Both maps at the smaller of their heights: the higher one is averaged down (adaptive pooling), to a square.
+
+    f_s: [B, C_s, H_s, W_s], f_t: [B, C_t, H_t, W_t]; maps of one height are returned as they are, whatever their
+    widths.
+    """
+    h_s, h_t = f_s.shape[2], f_t.shape[2]
+    if h_s > h_t:
+        return F.adaptive_avg_pool2d(f_s, h_t), f_t
+    if h_t > h_s:
+        return f_s, F.adaptive_avg_pool2d(f_t, h_s)
+    return f_s, f_t

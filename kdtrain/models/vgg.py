@@ -1,0 +1,100 @@
+"""VGG with BatchNorm for small images (Simonyan and Zisserman, ICLR 2015), with RepDistiller's features and keys.
+
+`vgg{d}` has five blocks of widths 64, 128, 256, 512, 512, max-pooling after the first three (after the fourth too for
+images of 64 x 64) and one linear layer.
+Source: https://github.com/HobbitLong/RepDistiller/blob/master/models/vgg.py.
+"""
+
+import math
+import re
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdtrain.models.family import Family
+from kdtrain.models.outputs import Model, Outputs
+
+WIDTHS = (64, 128, 256, 512, 512)
+BLOCKS = {8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+
+
+class VGG(Model):
+    """Five blocks of 3 x 3 convolutions with bias, each with BatchNorm and ReLU. All features are >= 0.
+
+    The first block is the stem, the others are the stages.
+    """
+
+    def __init__(self, convolutions: tuple[int, ...], num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        inputs = (in_channels, *WIDTHS[:-1])
+        self.block0, self.block1, self.block2, self.block3, self.block4 = (
+            _block(*sizes) for sizes in zip(convolutions, inputs, WIDTHS, strict=True)
+        )
+        self.classifier = nn.Linear(WIDTHS[-1], num_classes)
+        nn.init.normal_(self.classifier.weight, std=0.01)
+        nn.init.zeros_(self.classifier.bias)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
+                nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> Outputs:
+        """`x`: [B, C, H, W], normalised; the stages have H/2, H/4, H/8 and H/8 rows (H/16 at last for H = 64)."""
+        large = x.shape[2] == 64
+        stem = F.relu(self.block0(x))
+        stages, preacts, f = [], [], stem
+        for i, block in enumerate((self.block1, self.block2, self.block3, self.block4)):
+            preact = block(F.max_pool2d(f, 2) if i < 3 or large else f)
+            f = F.relu(preact)
+            stages.append(f)
+            preacts.append(preact)
+        pooled = F.adaptive_avg_pool2d(f, 1).flatten(1)
+        return Outputs(self.classifier(pooled), pooled, stem, tuple(stages), tuple(preacts))
+
+    @property
+    def head(self) -> nn.Linear:
+        """The last linear layer: pooled features to logits."""
+        return self.classifier
+
+    @property
+    def trunk(self) -> tuple[tuple[nn.Module, ...], ...]:
+        """The modules of the stem, then those of each stage."""
+        return (self.block0,), (self.block1,), (self.block2,), (self.block3,), (self.block4,)
+
+    @property
+    def preact_norms(self) -> tuple[nn.BatchNorm2d, ...]:
+        """The last BatchNorm of each stage."""
+        return tuple(_norm(block) for block in (self.block1, self.block2, self.block3, self.block4))
+
+
+def _block(n: int, c_in: int, c_out: int) -> nn.Sequential:
+    """Convolutions, `n` of them, with BatchNorm, ReLU between them; the last ReLU is the caller's."""
+    layers: list[nn.Module] = []
+    for i in range(n):
+        layers += [nn.Conv2d(c_out if i else c_in, c_out, 3, padding=1), nn.BatchNorm2d(c_out), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def _norm(block: nn.Sequential) -> nn.BatchNorm2d:
+    norm = block[-1]
+    assert isinstance(norm, nn.BatchNorm2d)
+    return norm
+
+
+def _broken(match: re.Match[str]) -> str | None:
+    return None if int(match["depth"]) in BLOCKS else f"depth must be one of {', '.join(map(str, BLOCKS))}"
+
+
+def _build(match: re.Match[str], num_classes: int, in_channels: int) -> VGG:
+    return VGG(BLOCKS[int(match["depth"])], num_classes, in_channels)
+
+
+FAMILY = Family(
+    form="vgg<8, 11, 13, 16 or 19>",
+    pattern=re.compile(r"vgg(?P<depth>[1-9]\d{0,3})"),
+    broken=_broken,
+    build=_build,
+    examples=tuple(f"vgg{depth}" for depth in BLOCKS),
+)
