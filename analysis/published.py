@@ -38,7 +38,7 @@ _REPDISTILLER: Mapping[str, Mapping[str, Any]] = {
     "fitnet": {"beta": 100.0, "hint": 2, "variant": "code"},
     "at": {"beta": 1000.0, "variant": "code"},
     "sp": {"beta": 3000.0},
-    "cc": {"beta": frozenset({None, 0.02}), "variant": "code", "dimension": 128},
+    "cc": {"beta": 0.02, "variant": "code", "dimension": 128},
     "vid": {"beta": 1.0, "variance": 5.0},
     "rkd": {"beta": 1.0, "distance": 25.0, "angle": 50.0},
     "pkt": {"beta": 30_000.0},
@@ -64,7 +64,9 @@ _PARAMS: Mapping[str, Mapping[str, Any]] = {
     **_REPDISTILLER,
     **{f"{name}+kd": {name: params, "kd": _ADDED_KD} for name, params in _COMPETITORS.items()},
     "wsld": {"alpha": 2.25, "tau": 4.0, "teacher_bn": "train"},
-    "cid": {"tau": 4.0, "sr": True, "cr": True, "inv": True, "sr_loss": "nm_mse", "centre_momentum": 0.0},
+    "cid": {
+        "tau": 4.0, "sr": True, "cr": True, "inv": True, "sr_loss": "nm_mse", "centre_momentum": 0.0, "layers": "pooled",
+    },
     "ipwd": {
         "alpha": 5.0, "tau": 10.0, "cls_head": True, "norm": "sample", "weights": "sample", "start": 0.0,
         "unit_mean": False,

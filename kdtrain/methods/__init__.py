@@ -174,7 +174,7 @@ def rotated(ref: MethodRef) -> bool:
 def cacheable(ref: MethodRef) -> bool:
     """Whether all that a method looks at of its teacher is a few numbers an image that no step changes."""
     changing = rotated(ref) or any(trains_teacher(config) for config in resolve(ref).values())
-    return needs(ref) <= {"logits", "pooled"} and not changing and not assistants(ref)
+    return needs(ref) <= {"logits", "pooled"} and not changing
 
 
 def nesterov(ref: MethodRef) -> bool:

@@ -79,7 +79,15 @@ DEFAULTS: dict[str, Any] = {
 _KD = {"gamma": 0.1, "alpha": 0.9, "tau": 4.0}
 _ADDED_KD = {**_KD, "alpha": 1.0}
 _FITNET = {"beta": 100.0, "hint": 2, "variant": "code"}
-_CID = {"tau": 4.0, "centre_momentum": 0.0, "sr": True, "cr": True, "inv": True, "sr_loss": "nm_mse"}
+_CID = {
+    "tau": 4.0,
+    "centre_momentum": 0.0,
+    "sr": True,
+    "cr": True,
+    "inv": True,
+    "sr_loss": "nm_mse",
+    "layers": "pooled",
+}
 _CID_WEIGHTS = {"wrn_16_2": (65.0, 1.0), "resnet20": (10.0, 1.0), "mobilenet_v2": (33.0, 0.1)}
 PARAMS: dict[str, dict[str, Any]] = {
     "kd": _KD,

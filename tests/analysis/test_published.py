@@ -171,13 +171,6 @@ def test_other_parameters_of_the_other_methods(results, tables, method, change):
     assert printed(tables, results, method) == []
 
 
-def test_methods_may_say_what_their_defaults_mean(results, tables):
-    results.add_teacher()
-    for seed, change in enumerate([{}, {"beta": 0.02}], 1):
-        results.add(method="cc", seed=seed, params=params(MethodRef(name="cc", params=change)))
-    assert printed(tables, results, "cc") == [("69.63", "IPWD Table 2")] * 2  # two rows: one names beta
-
-
 def test_rows_that_differ_in_parameters_have_none_where_neither_is_the_papers(results, tables, teacher):
     results.add(method="sp+kd", params={"sp": {"beta": 1.0}}, **WRN)
     results.add(method="sp+kd", params={"sp": {"beta": 2.0}}, **WRN)

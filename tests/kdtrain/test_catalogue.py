@@ -35,7 +35,7 @@ def test_an_entry_says_what_the_class_says(by_name):
         ("sp", False),  # maps
         ("sskd", False),  # turned images
         ("wsld", False),  # the teacher's BatchNorm in train mode
-        ("dgkd", False),  # assistants
+        ("dgkd", True),  # logits, of the assistants, too
     ],
 )
 def test_cacheable(by_name, name, cacheable):

@@ -124,8 +124,17 @@ class TestReg:
         assert not methods.self_taught(ref)
 
 
-def test_constants_that_the_variant_decides_are_no_part_of_the_parameters():
-    assert methods.params(MethodRef(name="tf_kd")) == {"variant": "self"}
+@pytest.mark.parametrize(
+    ("given", "full"),
+    [
+        ({}, {"variant": "self", "alpha": 0.95, "tau": 6.0}),
+        ({"variant": "reg"}, {"variant": "reg", "alpha": 0.1, "tau": 20.0}),
+        ({"variant": "reg", "tau": 40.0}, {"variant": "reg", "alpha": 0.1, "tau": 40.0}),
+    ],
+)
+def test_constants_follow_the_variant_unless_they_are_given(given, full):
+    assert methods.params(MethodRef(name="tf_kd", params=given)) == full
+    assert methods.params(MethodRef(name="tf_kd", params=full)) == full
     assert not methods.nesterov(MethodRef(name="tf_kd"))
 
 
