@@ -47,7 +47,7 @@ _REPDISTILLER: Mapping[str, Mapping[str, Any]] = {
     "nst": {"beta": 50.0},
     "crd": {
         "beta": 0.8, "negatives": 16384, "dim": 128, "tau": 0.07, "momentum": 0.5, "positives": "exact",
-        "replacement": frozenset({None, False}),
+        "replacement": False,
     },
 }  # fmt: skip
 # CID's competitors carry KD with weight 1. The paper does not say how it weights those that RepDistiller lacks: here
@@ -65,7 +65,8 @@ _PARAMS: Mapping[str, Mapping[str, Any]] = {
     **{f"{name}+kd": {name: params, "kd": _ADDED_KD} for name, params in _COMPETITORS.items()},
     "wsld": {"alpha": 2.25, "tau": 4.0, "teacher_bn": "train"},
     "cid": {
-        "tau": 4.0, "sr": True, "cr": True, "inv": True, "sr_loss": "nm_mse", "centre_momentum": 0.0, "layers": "pooled",
+        "tau": 4.0, "sr": True, "cr": True, "inv": True, "sr_loss": "nm_mse", "layers": "pooled",
+        "centre_momentum": 0.0,
     },
     "ipwd": {
         "alpha": 5.0, "tau": 10.0, "cls_head": True, "norm": "sample", "weights": "sample", "start": 0.0,

@@ -67,7 +67,7 @@ def _table(pair: tuple[str, str]) -> Table:
     title = (
         f"One step of {pair[0]} -> {pair[1]}, fp32, batch {BATCH}, {IMAGES:,} images of 3 x 32 x 32, "
         f"{CLASSES} classes, {torch.get_num_threads()} threads\n"
-        f"median [quartiles]; ratios: of {ROUNDS} rounds, each to the plain student's step of its round"
+        f"median \\[quartiles]; ratios: of {ROUNDS} rounds, each to the plain student's step of its round"
     )
     table = Table(title=title, title_justify="left")
     for header in ("method", "step, ms", "of it teacher, ms", "step / plain", "without teacher / plain"):

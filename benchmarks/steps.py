@@ -51,7 +51,7 @@ class Variant:
             batch, partner = next(batches)
             training._step(batch, partner)
             seconds.append(clock() - start)
-            if training.teacher is not None:
+            if training.teacher is not None and training.method.teacher_in_loss:
                 start = clock()
                 training._teach(batch.images)
                 training._with_others(batch, None)
@@ -134,7 +134,7 @@ def _table(variants: list[Variant]) -> Table:
     threads = f", {torch.get_num_threads()} threads" if device == "cpu" else ""
     title = (
         f"One step of {TEACHER} -> {STUDENT}, batch {BATCH}, 3 x 32 x 32, {CLASSES} classes, on {device}{threads}\n"
-        f"median [quartiles] of {n} steps; ratios: of {ROUNDS} rounds, each to the plain student's step of its round"
+        f"median \\[quartiles] of {n} steps; ratios: of {ROUNDS} rounds, each to the plain student's step of its round"
     )
     table = Table(title=title, title_justify="left")
     for header in ("precision", "method", "step, ms", "of it teacher, ms", "step / plain", "without teacher / plain"):

@@ -89,8 +89,13 @@ def check(trial: TrialConfig) -> None:
     models.check(trial.student, "student")
     configs = methods.resolve(trial.method)
     _check_teachers(trial)
+    if trial.train.batch_size < (least := methods.min_batch(trial.method)):
+        raise ConfigError(
+            f"train.batch_size must be at least {least} for method {trial.method.name!r}, which compares the images of "
+            f"a batch, but got {trial.train.batch_size}."
+        )
     key = canonical([
-        trial.data.dataset, trial.student, trial.teacher and trial.teacher.model, trial.train.epochs,
+        trial.data.dataset, trial.student, trial.teacher and trial.teacher.model, trial.train.epochs, trial.method.name,
         {name: config.model_dump(mode="json") for name, config in configs.items()},
     ])  # fmt: skip
     if key not in _checked:

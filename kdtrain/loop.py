@@ -251,7 +251,8 @@ class Training:
         logits = outputs.logits if outputs.logits.dtype == torch.float32 else model.head(pooled)
         stages = tuple(stage.float() for stage in outputs.stages) if "stages" in maps else ()
         preact = tuple(stage.float() for stage in outputs.preact) if "preact" in maps else ()
-        return Outputs(logits, pooled, outputs.stem.float(), stages, preact)
+        stem = outputs.stem.float() if "stages" in maps else outputs.stem[:0]
+        return Outputs(logits, pooled, stem, stages, preact)
 
     @staticmethod
     def _check_finite(totals: dict[str, Tensor], epoch: int) -> None:

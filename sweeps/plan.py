@@ -111,26 +111,30 @@ def _data(spec: Spec, fraction: float) -> DataConfig:
 
 
 def _taught(spec: Spec, trial: TrialConfig, teacher_name: str | None) -> tuple[TrialConfig, Teachers]:
-    """The trial with the teacher and the assistants that its method needs, and their trials."""
+    """The trial with the teacher and the assistants that its method needs, and their trials.
+
+    A teacher of the student's own architecture and assistants are part of the method: they see the trial's images and
+    have its recipe.
+    """
+    own = {"seed": spec.teacher.seed, "view_seed": None}  # one for all trials of what is part of a method
     if self_taught(trial.method):
-        teacher_name = trial.student
-    if teacher_name is None or not needs(trial.method):
+        teacher = trial.model_copy(update={**own, "method": MethodRef(name="vanilla")})
+    elif teacher_name is None or not needs(trial.method):
         return trial, {}
-    teacher = TrialConfig(
-        data=_data(spec, spec.teacher.fraction),
-        train=spec.teacher_recipe,
-        student=teacher_name,
-        method=spec.teacher_method,
-        seed=spec.teacher.seed,
-    )
+    else:
+        teacher = TrialConfig(
+            data=_data(spec, spec.teacher.fraction),
+            train=spec.teacher_recipe,
+            student=teacher_name,
+            method=spec.teacher_method,
+            seed=spec.teacher.seed,
+        )
     teachers: Teachers = {}
     taught = trial.model_copy(update={"teacher": _add(teacher, teachers)})
     refs: list[TeacherRef] = []
     for model in assistants(trial.method):
-        # An assistant is part of the method: the trial's images and recipe, but one seed for all of its trials.
-        own = {"student": model, "method": for_assistant(trial.method, model), "seed": spec.teacher.seed}
-        assistant = taught.model_copy(update={**own, "view_seed": None, "assistants": tuple(refs) or None})
-        refs.append(_add(assistant, teachers))
+        how = {"student": model, "method": for_assistant(trial.method, model), "assistants": tuple(refs) or None}
+        refs.append(_add(taught.model_copy(update={**own, **how}), teachers))
     return taught.model_copy(update={"assistants": tuple(refs) or None}), teachers
 
 

@@ -219,8 +219,9 @@ def _check_axes(spec: Spec) -> None:
             raise ConfigError(f"grid.{name} must be a table of the method's parameters, but got {table!r}.")
         for key, values in table.items():
             _check_values(f"grid.{name}.{key}", values)
-            for value in values:
-                resolve(MethodRef(name=name, params={key: value}), f"grid.{name}")
+            for ref in (ref for ref in map(method_entry, spec.grid.method) if ref.name == name):
+                for value in values:
+                    resolve(MethodRef(name=name, params={**ref.params, key: value}), f"grid.{name}")
 
 
 def _check_values(where: str, values: Any) -> None:

@@ -79,6 +79,9 @@ PLUGINS: dict[str, type[Plugin]] = {
 }
 
 
+CE_WEIGHT = "gamma"  # the parameter of all methods that weights the cross-entropy
+
+
 def classes(ref: MethodRef, path: str = "method") -> dict[str, type[Part]]:
     """The class of each part of a method; ConfigError for an unknown name, and for one that is named twice."""
     host, *others = names = ref.name.split("+")
@@ -103,6 +106,10 @@ def resolve(ref: MethodRef, path: str = "method") -> dict[str, BaseModel]:
             raise ConfigError(unknown("part", key, parts, ref.name))
         if not isinstance(value, Mapping):
             raise ConfigError(f"{ref.name}: {key} must be a table of that method's parameters, but got {value!r}.")
+        if CE_WEIGHT in value and key != next(iter(parts)):
+            raise ConfigError(
+                f"{key}.{CE_WEIGHT} has no effect in {ref.name}, whose cross-entropy is the first method's."
+            )
     return {
         name: parse(part.Config, {**_defaults(name, parts), **ref.params.get(name, {})}, name)
         for name, part in parts.items()
@@ -124,9 +131,12 @@ def _defaults(name: str, parts: Mapping[str, type[Part]]) -> Mapping[str, Any]:
 def params(ref: MethodRef) -> dict[str, Any]:
     """The full parameters of a method as plain data: {name: value}, for `a+b` {part: {name: value}}.
 
-    Parameters that are None are left out, so that one added later with the default None changes no id.
+    Parameters that are None are left out, so that one added later with the default None changes no id; so is the
+    weight of the cross-entropy of all but the first.
     """
     dumps = {name: config.model_dump(mode="json", exclude_none=True) for name, config in resolve(ref).items()}
+    for name in list(dumps)[1:]:
+        dumps[name].pop(CE_WEIGHT, None)
     return dumps.get(ref.name, dumps)
 
 
@@ -164,6 +174,11 @@ def self_taught(ref: MethodRef) -> bool:
 def partners(ref: MethodRef) -> bool:
     """Whether the student sees another image of each label, too."""
     return any(part.partners for part, _ in _methods(ref))
+
+
+def min_batch(ref: MethodRef) -> int:
+    """The least number of images in a batch that the method makes sense with."""
+    return max(part.min_batch for part in classes(ref).values())
 
 
 def rotated(ref: MethodRef) -> bool:

@@ -83,6 +83,7 @@ class Part(nn.Module):
     version: ClassVar[int] = 1  # part of the trial's identity: raise it when results change
     paper: ClassVar[Paper | None] = None
     search_space: ClassVar[Space] = {}
+    min_batch: ClassVar[int] = 1  # 2 for what compares the images of a batch
     rotated: ClassVar[bool] = False  # batches hold each image turned by 0, 90, 180, 270 degrees: B, then 3B rows
 
     def __init__(self, config: Any, setting: Setting) -> None:
@@ -93,6 +94,11 @@ class Part(nn.Module):
     def teacher_trains(self) -> bool:
         """Whether the teacher's BatchNorm uses batch statistics (and moves its running ones): `teacher_bn` says so."""
         return trains_teacher(self.config)
+
+    @property
+    def teacher_in_loss(self) -> bool:
+        """Whether the loss looks at the teacher; False for a method that does so in `pretraining` alone."""
+        return False
 
     def param_groups(self) -> Groups:
         """Optimizer groups of the own modules; by default one, with the student's settings.
@@ -153,7 +159,7 @@ class Method(Part, ABC):
 
     @property
     def teacher_in_loss(self) -> bool:
-        """Whether `loss` looks at the teacher; False for a method that does so in `pretraining` alone."""
+        """By default whether the method needs anything of the teacher."""
         return bool(self.needs_with(self.config))
 
     @abstractmethod
@@ -169,7 +175,10 @@ class Method(Part, ABC):
         return {}
 
     def per_sample(self, batch: Batch, student: Outputs, teacher: Outputs | None) -> dict[str, Tensor]:
-        """One term of `loss`, by its name, before the mean over the batch: [B]; a plug-in may weight it."""
+        """Terms of `loss` by name before the mean over the images, which a plug-in may weight.
+
+        Of the upright images first: [B]; then of the turned ones, if the method has such a term: [3B].
+        """
         raise NotImplementedError
 
 
@@ -190,8 +199,8 @@ def trains_teacher(config: Any) -> bool:
 
 
 def given(value: T | None) -> T:
-    """`value`, which a method that names it in `needs` is always given."""
-    assert value is not None, "the method needs a teacher"
+    """`value`: of the teacher, or in a stage that looks at the student, of the student."""
+    assert value is not None, "the method names it in `needs`"
     return value
 
 

@@ -2,8 +2,8 @@
 
 The published CIFAR-100 rows come from RepDistiller's variant, the default, which compares neighbours in the batch. The
 paper compares the matrices of a kernel over all pairs: `variant = "paper"`, with torchdistill's reduction and weight.
-In both, both networks are seen through a trained linear layer, so nothing but the cross-entropy keeps the teacher's
-embedding from collapsing. Embeddings are not normalised.
+In both, both networks are seen through a trained linear layer, and nothing keeps the embeddings from collapsing.
+They are not normalised.
 """
 
 import math
@@ -64,6 +64,7 @@ class CC(Method):
 
     paper = Paper("Correlation Congruence for Knowledge Distillation", "Peng et al.", "ICCV", 2019)
     needs = frozenset({"pooled"})
+    min_batch = 2
     search_space: ClassVar[Space] = {"beta": Range(0.002, 0.2)}
 
     def __init__(self, config: Config, setting: Setting) -> None:

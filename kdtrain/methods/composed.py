@@ -13,13 +13,14 @@ class Composed(Method):
     """The union of the terms of several methods; a plug-in changes the terms of the first.
 
     The cross-entropy and the prediction are the first method's; the others' cross-entropy is left
-    out, so that it counts once. Every hook calls that of each part.
+    out, so that it counts once. At most one part has a stage before the epochs; all other hooks call
+    those of each part.
     """
 
     def __init__(self, parts: Mapping[str, Part], setting: Setting) -> None:
         super().__init__({name: part.config for name, part in parts.items()}, setting)
         for name, part in list(parts.items())[1:]:
-            if isinstance(part, Method) and type(part).predict is not Method.predict:
+            if isinstance(part, Method) and part.predictor():
                 raise ConfigError(
                     f"{name} must stand first in {'+'.join(parts)!r}: it predicts with its own classifier."
                 )
@@ -49,7 +50,7 @@ class Composed(Method):
     @property
     def teacher_in_loss(self) -> bool:
         """Whether any part's loss looks at the teacher."""
-        return any(part.teacher_in_loss for part in self.parts if isinstance(part, Method))
+        return any(part.teacher_in_loss for part in self.parts)
 
     def param_groups(self) -> Groups:
         """The groups of all parts."""

@@ -77,7 +77,7 @@ class CRD(Method):
         tau: float = Field(0.07, gt=0)
         momentum: float = Field(0.5, ge=0, lt=1)  # u, of the memories
         positives: Literal["exact", "relax"] = "exact"  # the image itself, or any of its class
-        replacement: bool | None = None  # negatives may repeat; None: only where there are too few images
+        replacement: bool = False  # negatives may repeat; they do, too, where there are too few images
 
     paper = Paper("Contrastive Representation Distillation", "Tian et al.", "ICLR", 2020)
     needs = frozenset({"pooled"})
@@ -101,7 +101,10 @@ class CRD(Method):
     def allocate(self, indices: Tensor, labels: Tensor) -> None:
         """Make the memories, with random rows, and what negatives are drawn by."""
         counts = torch.bincount(labels, minlength=self.num_classes)
-        self.repeats = self._decide(len(labels), int(counts.max()))
+        others = len(labels) - int(counts.max())  # of the largest class
+        if others == 0:
+            raise ConfigError(f"crd needs training images of two classes or more, but got {len(labels)} of one.")
+        self.repeats = self.config.replacement or self.config.negatives > others
         for name, tensor in {
             "indices": indices, "labels": labels, "by_class": labels.argsort(stable=True), "counts": counts
         }.items():  # fmt: skip
@@ -143,15 +146,3 @@ class CRD(Method):
             first = (counts.cumsum(0) - counts)[labels]
             places = by_class[first + torch.randint(2**62, labels.shape, device=labels.device) % counts[labels]]
         return torch.cat([places[:, None], negatives], dim=1)
-
-    def _decide(self, n: int, largest: int) -> bool:
-        """Whether negatives repeat, for n images of which the largest class has `largest`."""
-        config, others = self.config, n - largest
-        if others == 0:
-            raise ConfigError(f"crd needs training images of two classes or more, but got {n} of one.")
-        if config.replacement is False and config.negatives > others:
-            raise ConfigError(
-                f"crd.negatives must be at most {others}, the images outside the largest class, "
-                f"unless replacement is true, but got {config.negatives}."
-            )
-        return bool(config.replacement) or config.negatives > others

@@ -74,6 +74,7 @@ class CSKD(Method):
 
     paper = Paper("Improving Knowledge Distillation via Category Structure", "Chen et al.", "ECCV", 2020)
     needs = frozenset({"logits", "stages"})
+    min_batch = 2
     search_space: ClassVar[Space] = {
         "beta_intra": Range(2e-4, 2e-2),
         "beta_compact": Range(0.01, 1),

@@ -43,6 +43,7 @@ class DIST(Method):
 
     paper = Paper("Knowledge Distillation from A Stronger Teacher", "Huang et al.", "NeurIPS", 2022)
     needs = frozenset({"logits"})
+    min_batch = 2
     search_space: ClassVar[Space] = {"inter": Range(0.2, 20), "intra": Range(0.2, 20), "tau": Range(1, 20)}
 
     def loss(self, batch: Batch, student: Outputs, teacher: Outputs | None) -> dict[str, Tensor]:

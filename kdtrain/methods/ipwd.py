@@ -87,11 +87,15 @@ class Weights(nn.Module):
         return [group]
 
     def forward(self, batch: Batch, student: Outputs, teacher: Outputs | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weights [B] and {cls}, the loss of the CLS head; without that head {}."""
+        """The weights of the outputs' rows and {cls}, the loss of the CLS head; without that head {}.
+
+        The outputs have B rows, or 4B with those of turned images; the CLS head learns the upright ones.
+        """
         if self.head is None:
             return self._weights(student, given(teacher).logits, batch), {}
         z_c = self.head(student.pooled if self.config.joint else student.pooled.detach())
-        return self._weights(student, z_c, batch), {"cls": F.cross_entropy(z_c, batch.labels)}
+        cls = F.cross_entropy(z_c[: len(batch.labels)], batch.labels)
+        return self._weights(student, z_c, batch), {"cls": cls}
 
     def _weights(self, student: Outputs, z_c: Tensor, batch: Batch) -> Tensor:
         config, z_s = self.config, student.logits
@@ -99,8 +103,9 @@ class Weights(nn.Module):
             z_s, z_c = self._averaged_logits(student.pooled, z_c)
         if batch.epoch <= self.start:
             return torch.ones_like(z_s[:, 0])
+        labels = batch.labels.repeat(len(z_s) // len(batch.labels))
         h_kd, h_cls = (
-            F.cross_entropy(self._normalised(z, i) / config.tau_h, batch.labels, reduction="none")
+            F.cross_entropy(self._normalised(z, i) / config.tau_h, labels, reduction="none")
             for i, z in enumerate((z_s, z_c))
         )
         w = ipw_weights(h_kd, h_cls, config.floor) ** config.power
@@ -185,6 +190,8 @@ class IPWDPlugin(Plugin):
     class Config(WeightConfig):
         """The fields of the weights; the host has the temperature and the weight of the term."""
 
+        turned: bool = False  # of SSKD, weight the logits of the turned images, too: each by its own outputs
+
     paper = IPWD.paper
     hosts: ClassVar[dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
         "sskd": ({}, {}),
@@ -203,7 +210,16 @@ class IPWDPlugin(Plugin):
 
     def change(self, host: Method, batch: Batch, student: Outputs, teacher: Outputs | None) -> dict[str, Tensor]:
         """The host's terms, that of its logits weighted, and {cls}."""
-        n = len(batch.labels)
+        n = None if self.config.turned else len(batch.labels)
         w, cls = self.weights(batch, first_rows(student, n), teacher and first_rows(teacher, n))
-        weighted = {name: (w * term).mean() for name, term in host.per_sample(batch, student, teacher).items()}
+        weighted = {}
+        for name, term in host.per_sample(batch, student, teacher).items():
+            if len(w):
+                weighted[name] = (w[: len(term)] * term).mean()
+            w = w[len(term) :]
         return {**host.loss(batch, student, teacher), **weighted, **cls}
+
+    @property
+    def teacher_in_loss(self) -> bool:
+        """Whether the teacher stands in for the CLS head."""
+        return not self.config.cls_head

@@ -1,7 +1,7 @@
 """What methods that compare the maps of two networks share."""
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def adapted(f_s: Tensor, f_t: Tensor) -> tuple[Tensor, Tensor]:
@@ -16,3 +16,16 @@ def adapted(f_s: Tensor, f_t: Tensor) -> tuple[Tensor, Tensor]:
     if h_t > h_s:
         return f_s, F.adaptive_avg_pool2d(f_t, h_s)
     return f_s, f_t
+
+
+class Norm(nn.BatchNorm2d):
+    """BatchNorm that normalises one value for each channel, which has no variance, with its running statistics.
+
+    That is a last batch of one image, at 1 x 1.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x`: [B, C, H, W]."""
+        if x.numel() > x.shape[1]:
+            return super().forward(x)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)

@@ -1,7 +1,7 @@
 """NKD: From Knowledge Distillation to Self-Knowledge Distillation (Yang et al., ICCV 2023, arXiv:2303.13005).
 
-The published rows come from the authors' code, whose runner puts the whole model, the teacher with it,
-into train mode; `teacher_bn` keeps the other choice.
+The published rows come from the authors' code, whose runner probably puts the whole model, the teacher with it,
+into train mode: that is the default, and `teacher_bn` keeps the other choice.
 """
 
 from typing import ClassVar, Literal

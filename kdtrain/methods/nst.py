@@ -15,9 +15,12 @@ from kdtrain.methods.maps import adapted
 from kdtrain.models.outputs import Outputs
 
 
-def mean_kernel(a: Tensor, b: Tensor) -> Tensor:
-    """The mean over the batch and all pairs of channels of k(a_c, b_c') = (a_c . b_c')^2; [B, C, N], [B, C', N]."""
-    return (a @ b.mT).square().mean()
+def mean_kernel(gram: Tensor, inverse_a: Tensor, inverse_b: Tensor) -> Tensor:
+    """The mean over the batch and all pairs of channels of k(a_c, b_c') = (a_c . b_c')^2 of channels of unit length.
+
+    gram: [B, C, C'] of the channels as they are, inverse_*: [B, C] and [B, C'], 1 / their lengths.
+    """
+    return (gram * inverse_a[:, :, None] * inverse_b[:, None, :]).square().mean()
 
 
 def nst_loss(f_s: Tensor, f_t: Tensor) -> Tensor:
@@ -26,9 +29,13 @@ def nst_loss(f_s: Tensor, f_t: Tensor) -> Tensor:
     Each channel has unit length over space; k is that of `mean_kernel`. The higher map is pooled to the lower one
     first. f_s: [B, C_s, H, W], f_t: [B, C_t, H', W'].
     """
-    s, t = (F.normalize(f.flatten(2), dim=2) for f in adapted(f_s, f_t))
+    s, t = (f.flatten(2) for f in adapted(f_s, f_t))
     if s.shape[2] >= max(s.shape[1], t.shape[1]):
-        return mean_kernel(t, t) + mean_kernel(s, s) - 2 * mean_kernel(s, t)
+        # The small matrices are divided by the lengths, not the large maps.
+        ss, tt, st = s @ s.mT, t @ t.mT, s @ t.mT
+        s_, t_ = (gram.diagonal(dim1=1, dim2=2).clamp(min=1e-24).rsqrt() for gram in (ss, tt))
+        return mean_kernel(tt, t_, t_) + mean_kernel(ss, s_, s_) - 2 * mean_kernel(st, s_, t_)
+    s, t = F.normalize(s, dim=2), F.normalize(t, dim=2)
     # The sum over all pairs of (a_c . b_c')^2 is the product of A^T A and B^T B, which are smaller here: [B, N, N].
     difference = s.mT @ s / s.shape[1] - t.mT @ t / t.shape[1]
     return difference.square().sum((1, 2)).mean()

@@ -42,6 +42,7 @@ class PKT(Method):
         "Learning Deep Representations with Probabilistic Knowledge Transfer", "Passalis and Tefas", "ECCV", 2018
     )
     needs = frozenset({"pooled"})
+    min_batch = 2
     search_space: ClassVar[Space] = {"beta": Range(3000, 300_000)}
 
     def loss(self, batch: Batch, student: Outputs, teacher: Outputs | None) -> dict[str, Tensor]:

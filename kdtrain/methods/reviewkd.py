@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kdtrain.config import Epochs, Frozen, part_of
 from kdtrain.methods.base import Batch, Method, Paper, Range, Setting, Space, given
 from kdtrain.methods.dkd import ramp
+from kdtrain.methods.maps import Norm
 from kdtrain.models.outputs import Outputs
 
 
@@ -39,16 +40,6 @@ def hcl(f_s: Tensor, f_t: Tensor) -> Tensor:
 def levels(stages: tuple[Tensor, ...], pooled: Tensor) -> list[Tensor]:
     """The maps [B, C, H, W] from deep to shallow; the deepest is the pooled vector as 1 x 1."""
     return [pooled[:, :, None, None], *reversed(stages)]
-
-
-class Norm(nn.BatchNorm2d):
-    """BatchNorm that takes one value per channel, a single image at 1 x 1, by its running statistics."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] to the same."""
-        if x.shape[0] * x.shape[2] * x.shape[3] > 1:
-            return super().forward(x)
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
 
 class Fusion(nn.Module):

@@ -34,11 +34,11 @@ def scaled(d: Tensor) -> Tensor:
 def angles(d: Tensor) -> Tensor:
     """The cosine of the angle at i between j and k, from distances by the law of cosines: [B, B] -> [B, B, B].
 
-    (d_ij^2 + d_ik^2 - d_jk^2) / (2 d_ij d_ik); 0 where i is j or k.
+    (d_ij^2 + d_ik^2 - d_jk^2) / (2 d_ij d_ik); 0 where i is j or k, or equal to one of them.
     """
     squares = d.square()
-    own = torch.eye(len(d), dtype=torch.bool, device=d.device)
-    inverse = d.masked_fill(own, 1).reciprocal().masked_fill(own, 0)
+    apart = d > 1e-6  # the least distance of different samples: those are equal
+    inverse = d.where(apart, 1).reciprocal().where(apart, 0)
     dots = (squares[:, :, None] + squares[:, None, :] - squares) / 2
     return dots * inverse[:, :, None] * inverse[:, None, :]
 
@@ -65,6 +65,7 @@ class RKD(Method):
 
     paper = Paper("Relational Knowledge Distillation", "Park et al.", "CVPR", 2019)
     needs = frozenset({"pooled"})
+    min_batch = 2
     search_space: ClassVar[Space] = {"beta": Range(0.1, 10)}
 
     def loss(self, batch: Batch, student: Outputs, teacher: Outputs | None) -> dict[str, Tensor]:

@@ -33,6 +33,7 @@ class SP(Method):
 
     paper = Paper("Similarity-Preserving Knowledge Distillation", "Tung and Mori", "ICCV", 2019)
     needs = frozenset({"stages"})
+    min_batch = 2
     search_space: ClassVar[Space] = {"beta": Range(300, 30000)}
 
     def loss(self, batch: Batch, student: Outputs, teacher: Outputs | None) -> dict[str, Tensor]:

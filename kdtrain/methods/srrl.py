@@ -14,27 +14,22 @@ from torch import Tensor, nn
 
 from kdtrain.config import Frozen
 from kdtrain.methods.base import Batch, Method, Paper, Range, Setting, Space, given
+from kdtrain.methods.maps import Norm
 from kdtrain.models.outputs import Outputs
 
 
 class Connector(nn.Module):
-    """A 1 x 1 convolution without bias, then BatchNorm: [B, c_in, H, W] -> [B, c_out, H, W].
-
-    A batch with a single value for each channel has no variance and is normalised with the running statistics.
-    """
+    """A 1 x 1 convolution without bias, then BatchNorm: [B, c_in, H, W] -> [B, c_out, H, W]."""
 
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(c_in, c_out, 1, bias=False)
-        self.norm = nn.BatchNorm2d(c_out)
+        self.norm = Norm(c_out)
         nn.init.normal_(self.conv.weight, std=math.sqrt(2 / c_out))
 
     def forward(self, x: Tensor) -> Tensor:
         """`x`: [B, c_in, H, W]."""
-        x, norm = self.conv(x), self.norm
-        if self.training and x.numel() == x.shape[1]:
-            return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
-        normed: Tensor = norm(x)
+        normed: Tensor = self.norm(self.conv(x))
         return normed
 
 

@@ -75,6 +75,7 @@ class SSKD(Method):
 
     paper = Paper("Knowledge Distillation Meets Self-Supervision", "Xu et al.", "ECCV", 2020)
     needs = frozenset({"logits", "pooled"})
+    min_batch = 2
     rotated = True
     search_space: ClassVar[Space] = {
         "alpha": Range(0.09, 9), "alpha_turned": Range(0.27, 27), "beta": Range(1, 100), "tau": Range(1, 20)
@@ -106,22 +107,17 @@ class SSKD(Method):
         config, n = self.config, len(batch.labels)
         return {
             "ce": config.gamma * F.cross_entropy(student.logits[:n], batch.labels),
-            "upright": self.per_sample(batch, student, teacher)["upright"].mean(),
-            "turned": config.alpha_turned * self._turned(batch, student, given(teacher)),
+            **{name: term.mean() for name, term in self.per_sample(batch, student, teacher).items()},
             "similarity": config.beta * self._similarity(batch, student, given(teacher)),
         }
 
     def per_sample(self, batch: Batch, student: Outputs, teacher: Outputs | None) -> dict[str, Tensor]:
-        """{upright}."""
-        n = len(batch.labels)
-        kl = kl_per_sample(student.logits[:n], given(teacher).logits[:n], self.config.tau)
-        return {"upright": self.config.alpha * kl}
-
-    def _turned(self, batch: Batch, student: Outputs, teacher: Outputs) -> Tensor:
-        n = len(batch.labels)
-        z_s, z_t = student.logits[n:], teacher.logits[n:]
-        chosen = selected(ranks(z_t, batch.labels.repeat(TURNS)), self.config.keep_turned)
-        return mean_of(kl_per_sample(z_s, z_t, self.config.tau), chosen)
+        """{upright, turned}; of the turned images those not selected are 0, and the mean is over the others."""
+        config, n, z_t = self.config, len(batch.labels), given(teacher).logits
+        kl = kl_per_sample(student.logits, z_t, config.tau)
+        chosen = selected(ranks(z_t[n:], batch.labels.repeat(TURNS)), config.keep_turned)
+        share = chosen.sum().clamp(min=1) / len(chosen)
+        return {"upright": config.alpha * kl[:n], "turned": config.alpha_turned * kl[n:] * chosen / share}
 
     def _similarity(self, batch: Batch, student: Outputs, teacher: Outputs) -> Tensor:
         n = len(batch.labels)

@@ -151,8 +151,8 @@ class TestParameters:
     def test_given_parameters_replace_those_defaults(self):
         ref = MethodRef(name="fitnet+kd", params={"kd": {"alpha": 0.5}, "fitnet": {"hint": 1}})
         assert methods.params(ref) == {
-            "fitnet": {"beta": 100.0, "hint": 1},
-            "kd": {"gamma": 0.1, "alpha": 0.5, "tau": 4.0},
+            "fitnet": {"beta": 100.0, "hint": 1, "variant": "code", "pretrain_epochs": 0.125},
+            "kd": {"alpha": 0.5, "tau": 4.0},  # the cross-entropy is fitnet's
         }
 
     @pytest.mark.parametrize(
@@ -161,10 +161,15 @@ class TestParameters:
             (
                 "sp+kdd",
                 {},
-                r"^unknown method 'kdd' at grid\.method\[1\]\. Did you mean 'kd'\? Known: cid, fitnet, ",
+                r"^unknown method 'kdd' at grid\.method\[1\]\. Did you mean 'kd'\? Known: ab, at, ",
             ),
-            ("kd+", {}, r"^unknown method '' at grid\.method\[1\]\. Known: cid, "),
+            ("kd+", {}, r"^unknown method '' at grid\.method\[1\]\. Known: ab, "),
             ("kd+sp+kd", {}, r"^grid\.method\[1\] must name each method once, but got 'kd\+sp\+kd'\.$"),
+            (
+                "sp+kd",
+                {"kd": {"gamma": 0.5}},
+                r"^kd\.gamma has no effect in sp\+kd, whose cross-entropy is the first method's\.$",
+            ),
             ("fitnet+kd", {"alpha": 1.0}, r"^unknown part 'alpha' at fitnet\+kd\. Known: fitnet, kd\.$"),
             ("fitnet+kd", {"sp": {"beta": 1.0}}, r"^unknown part 'sp' at fitnet\+kd\. Known: fitnet, kd\.$"),
             (

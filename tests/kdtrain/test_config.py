@@ -29,7 +29,7 @@ class TestParse:
                 "epochs": 240, "batch_size": 64, "lr": 0.05, "lr_milestones": (0.625, 0.75, 0.875), "lr_gamma": 0.1,
                 "momentum": 0.9, "nesterov": None, "weight_decay": 5e-4, "augment": True, "precision": "fp32",
             },
-            "teacher": None,
+            "teacher": None, "assistants": None,
             "student": "resnet20",
             "method": {"name": "kd", "params": {}},
             "seed": 0,
@@ -59,7 +59,7 @@ class TestParse:
             (
                 {"trian": {}},
                 "unknown key 'trian' at trian. Did you mean 'train'? "
-                "Known: data, method, seed, student, teacher, train, view_seed.",
+                "Known: assistants, data, method, seed, student, teacher, train, view_seed.",
             ),
             (
                 {"train": {"learning_rate": 0.1}},

@@ -550,6 +550,19 @@ class TestPlugin:
         ]
         assert after["turned"] != before["turned"]
 
+    def test_turned_images_by_their_own_weights(self, toy, golden, slow):
+        hosted = Hosted(toy, golden, "sskd", turned=True)
+        hosted.views = lambda z: torch.cat([z, -2 * z, z.flip(0), 3 + z])
+        terms = hosted.terms(hosted.together, 4)
+        zs, zt, zc = (hosted.views(z) for z in (golden.zs, golden.zt, golden.zc))
+        y = golden.y.repeat(4)
+        h_kd, h_cls = (slow.cross_entropies(per_sample(z), y) for z in (zs, zc))
+        kls = slow.kls(zs, zt, 4.0)
+        weighted = [(1 + kd / (cls + 1e-7)) * kl for kd, cls, kl in zip(h_kd, h_cls, kls, strict=True)]
+        assert terms["upright"].item() == pytest.approx(0.9 * slow.mean(weighted[:8]))
+        assert terms["turned"].item() == pytest.approx(2.7 * slow.mean(weighted[8:]))  # all of them count
+        assert terms["cls"].item() == pytest.approx(slow.mean(slow.cross_entropies(golden.zc, golden.y)))
+
     def test_reference_of_the_teacher(self, toy, golden, expected):
         hosted = Hosted(toy, golden, "sskd", cls_head=False)
         terms = hosted.terms(hosted.together, 4)

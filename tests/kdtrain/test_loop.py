@@ -220,6 +220,44 @@ def test_teacher_in_eval_mode_is_untouched(teacher):
     assert all(torch.equal(before[name], tensor) for name, tensor in training.teacher.state_dict().items())
 
 
+@pytest.mark.parametrize(("method", "asked"), [("fsp", [5, 0]), ("fsp+kd", [5, 5]), ("kd", [5])])
+def test_the_teacher_is_asked_only_while_a_loss_looks_at_it(method, asked, teacher):
+    ref, where = teacher
+    training = Training(config(method, ref, epochs=1), where)
+    calls = []
+    training.teacher.register_forward_hook(lambda module, inputs, output: calls.append(1))
+    counts = []
+    while not training.done:  # an epoch has 5 batches
+        before = len(calls)
+        training.run_epoch()
+        counts.append(len(calls) - before)
+    assert counts == asked
+
+
+def test_the_stage_before_the_epochs_trains_its_modules_alone_and_has_views_of_its_own(teacher):
+    ref, where = teacher
+    training = Training(config("ft", ref, epochs=4, params={"pretrain_epochs": 2}), where)
+    student = {name: tensor.clone() for name, tensor in training.student.state_dict().items()}
+    first = {name: tensor.clone() for name, tensor in training.method.named_parameters()}
+    shown = []
+    epoch = training.batches.epoch
+    training.batches.epoch = lambda *numbers: shown.append(numbers) or epoch(*numbers)
+    for _ in range(2):
+        assert training.run_epoch().train_acc is None
+    assert all(torch.equal(tensor, student[name]) for name, tensor in training.student.state_dict().items())
+    moved = {name for name, tensor in training.method.named_parameters() if not torch.equal(tensor, first[name])}
+    assert moved == {name for name in first if name.startswith("paraphraser")}
+    while not training.done:
+        training.run_epoch()
+    assert [(record.stage, record.epoch) for record in training.records] == [
+        ("pretrain", 1), ("pretrain", 2), ("train", 1), ("train", 2), ("train", 3), ("train", 4)
+    ]  # fmt: skip
+    assert shown == [(1, 5), (2, 6), (1, 1), (2, 2), (3, 3), (4, 4)]
+    assert [record.lr for record in training.records[:2]] == [0.01, 0.01]  # of FT for a ResNet student
+    # Best among the recipe's epochs, numbered as they are.
+    assert training.result().best_epoch in range(1, 5)
+
+
 @pytest.mark.parametrize("method", ["vanilla", "fitnet+kd", "cid", "ipwd"])
 def test_bf16_runs_forward_in_bfloat16_and_terms_in_float32(method, teacher):
     ref, where = teacher

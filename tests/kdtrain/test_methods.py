@@ -18,6 +18,15 @@ NAMES = [*methods.METHODS, *PLUGGED, "fitnet+kd", "cid+sp"]
 WITH_KD = [f"{name}+kd" for name in methods.METHODS if name != "kd"]
 # What a method cannot do without.
 PARAMS: dict[str, dict[str, Any]] = {"dgkd": {"assistants": ["resnet8"]}}
+VARIANTS = {
+    "fitnet of the paper": MethodRef(name="fitnet", params={"variant": "paper"}),
+    "tf_kd without a teacher": MethodRef(name="tf_kd", params={"variant": "reg"}),
+    "crd of any positive": MethodRef(name="crd", params={"positives": "relax", "negatives": 20}),
+    "srrl of maps": MethodRef(name="srrl", params={"on": "map"}),
+    "cid of all layers": MethodRef(name="cid", params={"layers": "all", "sr_loss": "mse", "centre_momentum": 0.5}),
+    "ipwd of averages": MethodRef(name="ipwd", params={"ema": 0.9, "norm": "running", "teacher_bn": "train"}),
+    "sskd+ipwd of all views": MethodRef(name="sskd+ipwd", params={"ipwd": {"turned": True}}),
+}
 CPU = torch.device("cpu")
 EPOCHS = 4  # of which one is initial for cid, so that in epoch 2 all terms are active
 # Three classes of the ten, two of them with two samples.
@@ -29,7 +38,9 @@ OTHERS = {"ab": ("resnet14", "wrn_16_1"), "fsp": ("resnet14", "wrn_16_1")}
 
 
 def reference(name):
-    """A method by name with what it cannot do without, also as a part of another."""
+    """A method by name with what it cannot do without, also as a part of another; VARIANTS have names of their own."""
+    if name in VARIANTS:
+        return VARIANTS[name]
     if "+" not in name:
         return MethodRef(name=name, params=PARAMS.get(name, {}))
     return MethodRef(name=name, params={part: PARAMS[part] for part in name.split("+") if part in PARAMS})
@@ -220,14 +231,14 @@ def test_any_number_of_classes(name, num_classes, monkeypatch):
     method.allocate(torch.arange(5), labels)
 
 
-# Whole trials: 60 real images in batches of 25, 25 and 10.
+# Whole trials: 61 real images in batches of 30, 30 and 1.
 
 
 @pytest.fixture(scope="module", autouse=True)
 def mini():
-    """The first 60 training and 40 test images of fashion_mini, as a data set."""
+    """The first 61 training and 40 test images of fashion_mini, as a data set."""
     info = data.DATASETS["fashion_mini"]
-    arrays = Arrays(*(tensor[:n] for tensor, n in zip(info.read(None, False), (60, 60, 40, 40), strict=True)))
+    arrays = Arrays(*(tensor[:n] for tensor, n in zip(info.read(None, False), (61, 61, 40, 40), strict=True)))
     data.DATASETS["mini"] = Info(**{**vars(info), "name": "mini", "read": lambda root, download: arrays})
     yield
     del data.DATASETS["mini"]
@@ -247,12 +258,13 @@ def weights(tmp_path_factory):
     return folder
 
 
-def start(name, pair, weights, state=None, **recipe):
-    trial = config(name, "mini", pair, batch_size=25, lr=0.01, **recipe)
+def start(name, pair, weights, state=None, device="cpu", **recipe):
+    trial = config(name, "mini", pair, batch_size=30, lr=0.01, **recipe)
     build.check(trial)
     where = Where(
         teacher_weights=trial.teacher and str(weights / trial.teacher.id),
         assistant_weights=tuple(str(weights / ref.id) for ref in trial.assistants or ()),
+        device=device,
     )
     return Training(trial, where, state)
 
@@ -263,7 +275,7 @@ def outcome(training):
     return {**asdict(training.result()), "train_seconds": None}, records, training.weights()
 
 
-@pytest.mark.parametrize("name", [*methods.METHODS, *PLUGGED])
+@pytest.mark.parametrize("name", [*methods.METHODS, *PLUGGED, *VARIANTS])
 def test_a_trial_goes_on_bit_for_bit_from_each_of_its_epochs(name, weights):
     whole, packed = start(name, SAME, weights, epochs=3), []
     while not whole.done:
@@ -279,7 +291,7 @@ def test_a_trial_goes_on_bit_for_bit_from_each_of_its_epochs(name, weights):
 
 @pytest.mark.parametrize("name", [*methods.METHODS, *PLUGGED])
 def test_networks_of_different_families_train(name, weights):
-    training = start(name, OTHERS.get(name, OTHER), weights, epochs=2)
+    training = start(name, OTHERS.get(name, OTHER), weights, epochs=2, precision="bf16")
     before = {key: value.clone() for key, value in training.student.named_parameters()}
     own = {key: value.clone() for key, value in training.method.named_parameters()}
     while not training.done:
@@ -290,6 +302,15 @@ def test_networks_of_different_families_train(name, weights):
     assert all(not torch.equal(value, before[key]) for key, value in training.student.named_parameters())
     moved = {key for key, value in training.method.named_parameters() if not torch.equal(value, own[key])}
     assert moved == own.keys() - {key for key in own if "averaged" in key}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_every_method_trains_on_cuda(weights):
+    for name in (*methods.METHODS, *PLUGGED, *VARIANTS):
+        training = start(name, SAME, weights, epochs=2, device="cuda")
+        while not training.done:
+            training.run_epoch()
 
 
 @pytest.mark.parametrize(
@@ -375,7 +396,7 @@ class TestRegistry:
         "ab": {"pretrain_epochs": 0.125},
         "fsp": {"pretrain_epochs": 0.125},
         "nst": {"beta": 50.0},
-        "crd": {"beta": 0.8, "tau": 0.07, "negatives": 16384},
+        "crd": {"beta": 0.8, "tau": 0.07, "negatives": 16384, "replacement": False},
         "wsld": {"alpha": 2.25, "tau": 4.0},
         "cs_kd": {"tau": 4.0},
         "ls": {"epsilon": 0.1},
@@ -424,6 +445,20 @@ class TestRegistry:
         assert methods.params(ref)["ipwd"]["start"] == 0.75
         with pytest.raises(ConfigError, match=r"^unknown key 'alpha' at ipwd\.alpha\. Known: cls_head, "):
             methods.resolve(MethodRef(name=ref.name, params={"ipwd": {"alpha": 1.0}}))
+
+    def test_what_compares_images_needs_two_in_a_batch(self):
+        trial = config("sp", "fashion_mini", SAME, batch_size=1)
+        message = (
+            r"^train\.batch_size must be at least 2 for method 'sp', which compares the images of a batch, but got 1"
+        )
+        with pytest.raises(ConfigError, match=message):
+            build.check(trial)
+        build.check(config("kd", "fashion_mini", SAME, batch_size=1))
+
+    def test_the_order_of_parts_is_checked_also_after_the_other_one(self):
+        build.check(config("cid+crd", "fashion_mini", SAME, epochs=EPOCHS))
+        with pytest.raises(ConfigError, match="cid must stand first in 'crd\\+cid'"):
+            build.check(config("crd+cid", "fashion_mini", SAME, epochs=EPOCHS))
 
     def test_a_host_has_one_plugin(self, monkeypatch):
         monkeypatch.setitem(methods.PLUGINS, "sp", methods.PLUGINS["ipwd"])

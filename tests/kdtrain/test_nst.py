@@ -33,9 +33,10 @@ def test_golden_values(golden):
 
 
 def test_kernel_by_hand():
-    # Products 3, 0 and 4, 2 of two channels with two: squares 9, 0, 16, 4.
-    a, b = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]]), torch.tensor([[[3.0, 2.0], [0.0, 1.0]]])
-    assert mean_kernel(a, b).item() == (9 + 0 + 16 + 4) / 4
+    # Channels of lengths 2 and 1 with products 6, 0 and 4, 2: cosines 3, 0, 4, 2 after the division by 2 and 1.
+    gram, ones = torch.tensor([[[6.0, 0.0], [4.0, 2.0]]]), torch.ones(1, 2)
+    assert mean_kernel(gram, torch.tensor([[0.5, 1.0]]), ones).item() == (9 + 0 + 16 + 4) / 4
+    assert mean_kernel(gram, ones, torch.tensor([[0.5, 1.0]])).item() == (9 + 0 + 4 + 4) / 4
 
 
 def test_loss_by_hand():

@@ -187,14 +187,22 @@ class TestTerms:
         terms = method.loss(toy.batch(labels), student, teacher)
         assert values(method.loss(toy.batch(labels[order]), *mixed)) == pytest.approx(values(terms))
 
-    def test_per_sample_is_the_upright_term_before_its_mean(self, toy, slow):
-        method = sskd(toy, alpha=2.0)
+    def test_per_sample_is_the_terms_of_logits_before_their_means(self, toy, slow):
+        method = sskd(toy, alpha=2.0, alpha_turned=3.0, keep_turned=0.5)
         labels, student, teacher = make_case(toy)
         sample = method.per_sample(toy.batch(labels), student, teacher)
-        assert list(sample) == ["upright"]
-        expected = [2 * kl for kl in slow.kls(student.logits[:6], teacher.logits[:6], 4.0)]
-        assert sample["upright"].tolist() == pytest.approx(expected)
-        assert method.loss(toy.batch(labels), student, teacher)["upright"].item() == pytest.approx(slow.mean(expected))
+        assert list(sample) == ["upright", "turned"]
+        kls = slow.kls(student.logits, teacher.logits, 4.0)
+        assert sample["upright"].tolist() == pytest.approx([2 * kl for kl in kls[:6]])
+        rank = [slow_rank(row, y) for row, y in zip(teacher.logits[6:].tolist(), 3 * labels.tolist(), strict=True)]
+        chosen = slow_selected(rank, 0.5)
+        assert 0 < len(chosen) < 18
+        # Those not chosen are 0, and the mean over all 18 is the mean over the chosen.
+        scaled = [3 * kl * (row in chosen) * 18 / len(chosen) for row, kl in enumerate(kls[6:])]
+        assert sample["turned"].tolist() == pytest.approx(scaled)
+        terms = method.loss(toy.batch(labels), student, teacher)
+        for name, values in sample.items():
+            assert terms[name].item() == pytest.approx(slow.mean(values.tolist()))
 
 
 class TestGradients:

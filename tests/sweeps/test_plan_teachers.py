@@ -124,15 +124,21 @@ def test_self_taught_method_has_a_teacher_of_the_students_architecture_in_all_pa
     made = plan("""
 [teacher]
 epochs = 3
+seed = 7
+method = "ls"
 [grid]
 pair = ["resnet8", "resnet14/resnet8"]
-method = ["tf_kd"]
+method = ["tf_kd", "vanilla"]
+fraction = [0.2]
 seed = [1]
 """)
     ((key, teacher),) = made.teachers.items()
-    assert (teacher.student, teacher.method.name, teacher.train.epochs) == ("resnet8", "vanilla", 3)
-    assert values(made, "teacher") == [TeacherRef(model="resnet8", id=key)] * 2
-    assert len(made.trials) == 1
+    assert (teacher.student, teacher.method.name) == ("resnet8", "vanilla")
+    # Part of the method: the trial's own images and recipe, not [teacher]'s but for the seed.
+    (trial,) = (trial for trial in made.trials.values() if trial.method.name == "tf_kd")
+    assert (teacher.data, teacher.train, teacher.seed) == (trial.data, trial.train, 7)
+    assert trial.teacher == TeacherRef(model="resnet8", id=key)
+    assert len(made.trials) == 2
 
 
 def test_variant_that_is_not_self_taught_has_no_teacher():
