@@ -22,18 +22,14 @@ class Name(StrEnum):
     METHODS = "methods"
 
 
-BENCHMARKS = {
-    Name.STEPS: steps.measure,
-    Name.TRIALS: trials.measure,
-    Name.SHARE: share.measure,
-    Name.METHODS: methods.measure,
-}
+BENCHMARKS = {Name.STEPS: steps.measure, Name.TRIALS: trials.measure, Name.SHARE: share.measure}
 
 
 def main(
     names: Annotated[
         list[Name] | None, typer.Argument(help="Which ones; without it all but methods, which takes longest.")
     ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Of methods, measure these alone.")] = None,
 ) -> None:
     """Measure and print tables.
 
@@ -42,7 +38,7 @@ def main(
     console = Console() if sys.stdout.isatty() else Console(width=120)
     console.print(machine.facts(), highlight=False, soft_wrap=True)
     for name in names or [name for name in Name if name != Name.METHODS]:
-        for table in BENCHMARKS[name]():
+        for table in methods.measure(only) if name == Name.METHODS else BENCHMARKS[name]():
             console.print()
             console.print(table)
 

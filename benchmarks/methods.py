@@ -1,7 +1,7 @@
 """The step of every method, beside the plain student's: what `kd-train methods` shows of their cost."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import quantiles
@@ -27,13 +27,17 @@ PARAMS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
 }
 
 
-def measure() -> Iterable[Table]:
-    """A table for each pair; what they hold goes to the file that `kd-train methods` reads."""
-    costs: dict[str, dict[str, Any]] = {}
+def measure(only: Collection[str] | None = None) -> Iterable[Table]:
+    """A table for each pair; what they hold goes to the file that `kd-train methods` reads.
+
+    `only`: methods to measure, while the others stay as they are in the file.
+    """
+    costs: dict[str, dict[str, Any]] = {"/".join(pair): {} for pair in PAIRS}
+    if only:
+        costs = json.loads(FILE.read_text())["pairs"]
     for pair in PAIRS:
         table = _table(pair)
-        costs["/".join(pair)] = {}
-        for name in methods.METHODS:
+        for name in only or methods.METHODS:
             try:
                 own, plain = _timed(name, pair)
             except ConfigError as error:

@@ -3,8 +3,10 @@
 With the polynomial kernel of degree 2, as in the published CIFAR-100 rows (RepDistiller).
 """
 
-from typing import ClassVar
+import math
+from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
@@ -15,12 +17,34 @@ from kdtrain.methods.maps import adapted
 from kdtrain.models.outputs import Outputs
 
 
+class Gram(torch.autograd.Function):
+    """x x^T of x [B, C, N]. Its gradient (g + g^T) x takes one product, where autograd would take two."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """[B, C, N] -> [B, C, C]."""
+        ctx.save_for_backward(x)
+        return x @ x.mT
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """[B, C, C] -> [B, C, N]."""
+        (x,), (g,) = ctx.saved_tensors, gradients
+        product: Tensor = (g + g.mT) @ x
+        return product
+
+
 def mean_kernel(gram: Tensor, inverse_a: Tensor, inverse_b: Tensor) -> Tensor:
     """The mean over the batch and all pairs of channels of k(a_c, b_c') = (a_c . b_c')^2 of channels of unit length.
 
-    gram: [B, C, C'] of the channels as they are, inverse_*: [B, C] and [B, C'], 1 / their lengths.
+    gram: [B, C, C'] of the channels as they are, inverse_*: [B, C] and [B, C'], 1 / their squared lengths.
     """
-    return (gram * inverse_a[:, :, None] * inverse_b[:, None, :]).square().mean()
+    return (inverse_a * (gram.square() @ inverse_b[:, :, None])[:, :, 0]).sum() / gram.numel()
+
+
+def inverse(squares: Tensor) -> Tensor:
+    """1 / squared lengths; 0 for channels of length 0."""
+    return squares.where(squares > 1e-24, math.inf).reciprocal()
 
 
 def nst_loss(f_s: Tensor, f_t: Tensor) -> Tensor:
@@ -31,14 +55,13 @@ def nst_loss(f_s: Tensor, f_t: Tensor) -> Tensor:
     """
     s, t = (f.flatten(2) for f in adapted(f_s, f_t))
     if s.shape[2] >= max(s.shape[1], t.shape[1]):
-        # The small matrices are divided by the lengths, not the large maps.
-        ss, tt, st = s @ s.mT, t @ t.mT, s @ t.mT
-        s_, t_ = (gram.diagonal(dim1=1, dim2=2).clamp(min=1e-24).rsqrt() for gram in (ss, tt))
+        # The sums of squares are divided by the lengths, not the large maps.
+        ss, tt, st = Gram.apply(s), Gram.apply(t), s @ t.mT
+        s_, t_ = (inverse(gram.diagonal(dim1=1, dim2=2)) for gram in (ss, tt))
         return mean_kernel(tt, t_, t_) + mean_kernel(ss, s_, s_) - 2 * mean_kernel(st, s_, t_)
-    s, t = F.normalize(s, dim=2), F.normalize(t, dim=2)
     # The sum over all pairs of (a_c . b_c')^2 is the product of A^T A and B^T B, which are smaller here: [B, N, N].
-    difference = s.mT @ s / s.shape[1] - t.mT @ t / t.shape[1]
-    return difference.square().sum((1, 2)).mean()
+    a, b = (f.mT @ (f * inverse(f.square().sum(2, keepdim=True))) / f.shape[1] for f in (s, t))
+    return (a - b).square().sum((1, 2)).mean()
 
 
 class NST(Method):

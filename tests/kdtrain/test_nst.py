@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import adaptive_avg_pool2d
 
-from kdtrain.methods.nst import mean_kernel, nst_loss
+from kdtrain.methods.nst import Gram, mean_kernel, nst_loss
 
 
 def slow_nst(f_s, f_t):
@@ -33,10 +33,16 @@ def test_golden_values(golden):
 
 
 def test_kernel_by_hand():
-    # Channels of lengths 2 and 1 with products 6, 0 and 4, 2: cosines 3, 0, 4, 2 after the division by 2 and 1.
+    # Products 6, 0 and 4, 2 of channels of lengths 2 and 1, which divide the rows, then the columns: 3, 0, 4, 2 and
+    # 3, 0, 2, 2.
     gram, ones = torch.tensor([[[6.0, 0.0], [4.0, 2.0]]]), torch.ones(1, 2)
-    assert mean_kernel(gram, torch.tensor([[0.5, 1.0]]), ones).item() == (9 + 0 + 16 + 4) / 4
-    assert mean_kernel(gram, ones, torch.tensor([[0.5, 1.0]])).item() == (9 + 0 + 4 + 4) / 4
+    assert mean_kernel(gram, torch.tensor([[0.25, 1.0]]), ones).item() == (9 + 0 + 16 + 4) / 4
+    assert mean_kernel(gram, ones, torch.tensor([[0.25, 1.0]])).item() == (9 + 0 + 4 + 4) / 4
+
+
+def test_gradient_of_the_gram_matrix():
+    x = noise(2, 3, 5).requires_grad_()
+    assert torch.autograd.gradcheck(Gram.apply, (x,))
 
 
 def test_loss_by_hand():
