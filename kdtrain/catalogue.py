@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
 
 from kdtrain import methods
 from kdtrain.config import ConfigError, MethodRef
@@ -23,9 +25,10 @@ class Entry:
     paper: Paper | None
     teacher: tuple[str, ...]  # the outputs of the teacher that it looks at
     cacheable: bool  # whether the teacher's outputs can be computed once for many trials
-    defaults: Mapping[str, Any]
+    defaults: Mapping[str, Any]  # None: not set, or decided by the others
+    choices: Mapping[str, tuple[Any, ...]]  # of the parameters that have a few values only
+    plugged: Mapping[str, Mapping[str, Any]]  # the defaults of `host+name`, by part
     search_space: Space
-    hosts: tuple[str, ...]  # methods whose terms it changes as a plug-in: `host+name`
     step: Mapping[str, tuple[float, float, float]]  # time of a step / the plain student's
     without_teacher: Mapping[str, tuple[float, float, float]]  # the same without the forward passes of teachers
 
@@ -37,6 +40,7 @@ def entries() -> list[Entry]:
 
 def _entry(name: str) -> Entry:
     cls, ref = METHODS[name], MethodRef(name=name)
+    hosts = PLUGINS[name].hosts if name in PLUGINS else ()
     costs = {pair: its[name] for pair, its in measured()["pairs"].items() if name in its}
     return Entry(
         name=name,
@@ -44,9 +48,10 @@ def _entry(name: str) -> Entry:
         paper=cls.paper,
         teacher=tuple(sorted(methods.needs(ref))),
         cacheable=methods.cacheable(ref),
-        defaults=methods.params(ref),
+        defaults=cls.Config().model_dump(mode="json"),
+        choices=_choices(cls.Config),
+        plugged={host: methods.params(MethodRef(name=f"{host}+{name}")) for host in hosts},
         search_space=cls.search_space,
-        hosts=tuple(PLUGINS[name].hosts) if name in PLUGINS else (),
         step={pair: tuple(cost["step"]) for pair, cost in costs.items()},
         without_teacher={pair: tuple(cost["without_teacher"]) for pair, cost in costs.items()},
     )
@@ -66,7 +71,8 @@ def listing() -> tuple[list[str], list[list[str]]]:
     rows = [
         [
             entry.name, entry.paper.title if entry.paper else "", _year(entry), _teacher(entry), _cacheable(entry),
-            _values(entry.defaults), _space(entry.search_space), _cost(entry.step),
+            _values({key: value for key, value in entry.defaults.items() if value is not None}),
+            _space(entry.search_space), _cost(entry.step),
         ]
         for entry in entries()
     ]  # fmt: skip
@@ -79,15 +85,14 @@ def described(name: str) -> list[str]:
     if name not in METHODS:
         raise ConfigError(f"NAME must be one method, but got {name!r}.")
     entry = _entry(name)
-    plugin = f"plug-in of: {', '.join(entry.hosts)}"
     costs = [f"step / plain, {pair}: {_cost(entry.step, pair)}, loss {_cost(entry.without_teacher, pair)}"
              for pair in measured()["pairs"]]  # fmt: skip
     return [
         f"{name}: {entry.formula}",
         *([_cited(entry.paper)] if entry.paper else []),
         f"teacher: {_teacher(entry)}{', cacheable' if entry.cacheable and entry.teacher else ''}",
-        *([plugin] if entry.hosts else []),
-        f"defaults: {_values(entry.defaults) or 'none'}",
+        f"defaults: {_values(entry.defaults, entry.choices) or 'none'}",
+        *(f"as the plug-in of {host}: {_parts(parts)}" for host, parts in entry.plugged.items()),
         f"search space: {_space(entry.search_space) or 'none'}",
         *costs,
     ]
@@ -124,7 +129,7 @@ def markdown() -> str:
     ]
     for entry in entries():
         cells = [f"[{entry.name}](#{entry.name})", _year(entry), _teacher(entry), _cacheable(entry)]
-        cells.append(", ".join(entry.hosts))
+        cells.append(", ".join(entry.plugged))
         for pair in pairs:
             cells += [_cost(entry.step, pair), _cost(entry.without_teacher, pair)]
         lines.append("| " + " | ".join(cells) + " |")
@@ -137,7 +142,8 @@ def _section(entry: Entry) -> list[str]:
     lines = [f"`{entry.formula}`", ""]
     if entry.paper:
         lines += [_cited(entry.paper), ""]
-    lines.append(f"- defaults: {_code(_values(entry.defaults)) or 'none'}")
+    lines.append(f"- defaults: {_code(_values(entry.defaults, entry.choices)) or 'none'}")
+    lines += [f"- as the plug-in of {host}: {_code(_parts(parts))}" for host, parts in entry.plugged.items()]
     lines.append(f"- search space: {_code(_space(entry.search_space)) or 'none'}")
     return lines
 
@@ -158,8 +164,25 @@ def _cacheable(entry: Entry) -> str:
     return "" if not entry.teacher else "yes" if entry.cacheable else "no"
 
 
-def _values(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} = {json.dumps(value)}" for key, value in values.items())
+def _choices(config: type[BaseModel]) -> dict[str, tuple[Any, ...]]:
+    """The values of the fields that are literals."""
+    fields = config.model_fields.items()
+    return {name: get_args(field.annotation) for name, field in fields if get_origin(field.annotation) is Literal}
+
+
+def _values(values: Mapping[str, Any], choices: Mapping[str, tuple[Any, ...]] | None = None) -> str:
+    """`a = 1, b = "x" (or "y"), c unset`."""
+    parts = []
+    for key, value in values.items():
+        others = [json.dumps(other) for other in (choices or {}).get(key, ()) if other != value]
+        shown = f"{key} unset" if value is None else f"{key} = {json.dumps(value)}"
+        parts.append(shown + (f" (or {', '.join(others)})" if others else ""))
+    return ", ".join(parts)
+
+
+def _parts(parts: Mapping[str, Mapping[str, Any]]) -> str:
+    """`a = { x = 1 }, b = { y = 2 }`, as in a spec."""
+    return ", ".join(f"{name} = {{ {_values(values)} }}" for name, values in parts.items())
 
 
 def _space(space: Space) -> str:

@@ -122,7 +122,8 @@ def methods_command(
 
     Example: kd-train methods cid
     """
-    console = Console(highlight=False, markup=False) if sys.stdout.isatty() else Console(width=160)
+    width = None if sys.stdout.isatty() else 160
+    console = Console(width=width, highlight=False, markup=False)
     if name is not None:
         typer.echo("\n".join(catalogue.described(name)))
     elif markdown:

@@ -23,7 +23,8 @@ def describe_teacher(trial: TrialConfig) -> str:
     if trial.teacher is not None:
         return f"assistant {trial.student} of {trial.teacher.model} fraction {trial.data.fraction:g}"
     how = "" if trial.method.name == "vanilla" else f" by {_method(trial.method)}"
-    return f"teacher {trial.student}{how}"
+    images = "" if trial.data.fraction == 1 else f" fraction {trial.data.fraction:g}"
+    return f"teacher {trial.student}{how}{images}"
 
 
 def _method(ref: MethodRef) -> str:

@@ -195,7 +195,8 @@ def _check_methods(spec: Spec) -> None:
     for i, entry in enumerate(spec.grid.method):
         _check_entry(entry, f"grid.method[{i}]")
         ref = method_entry(entry)
-        if both := ref.params.keys() & spec.method_axes.get(ref.name, {}).keys():
+        axes = spec.method_axes.get(ref.name, {})
+        if isinstance(axes, Mapping) and (both := ref.params.keys() & axes.keys()):
             raise ConfigError(f"grid.method[{i}] must not give what is an axis in [grid.{ref.name}]: {min(both)}.")
 
 

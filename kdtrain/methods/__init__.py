@@ -108,7 +108,8 @@ def resolve(ref: MethodRef, path: str = "method") -> dict[str, BaseModel]:
             raise ConfigError(f"{ref.name}: {key} must be a table of that method's parameters, but got {value!r}.")
         if CE_WEIGHT in value and key != next(iter(parts)):
             raise ConfigError(
-                f"{key}.{CE_WEIGHT} has no effect in {ref.name}, whose cross-entropy is the first method's."
+                f"{key}.{CE_WEIGHT} has no effect in {ref.name}, whose cross-entropy is the first method's, "
+                f"but got {value[CE_WEIGHT]!r}."
             )
     return {
         name: parse(part.Config, {**_defaults(name, parts), **ref.params.get(name, {})}, name)

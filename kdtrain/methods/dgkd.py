@@ -60,7 +60,7 @@ class DGKD(Method):
         if not config.assistants and not config.pupil:
             raise ConfigError(
                 "dgkd.assistants must name at least one architecture between teacher and student, largest first, "
-                "e.g. ['resnet44', 'resnet32']."
+                "e.g. ['resnet44', 'resnet32'], but got none."
             )
 
     @classmethod

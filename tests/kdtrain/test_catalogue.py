@@ -42,9 +42,19 @@ def test_cacheable(by_name, name, cacheable):
     assert by_name[name].cacheable is cacheable
 
 
-def test_plugins_name_their_hosts(by_name):
-    assert by_name["ipwd"].hosts == ("sskd", "ps_kd")
-    assert by_name["kd"].hosts == ()
+def test_plugins_name_their_hosts_and_what_differs_there(by_name):
+    assert by_name["kd"].plugged == {}
+    ipwd = by_name["ipwd"].plugged
+    assert list(ipwd) == ["sskd", "ps_kd"]
+    assert (ipwd["sskd"]["ipwd"]["start"], ipwd["ps_kd"]["ipwd"]["start"]) == (0, 0.75)
+    assert "alpha" not in ipwd["sskd"]["ipwd"]
+    assert by_name["lskd"].plugged["dkd"]["dkd"]["beta"] == 72.0
+
+
+def test_parameters_that_are_not_set_and_choices_are_shown():
+    (defaults,) = (line for line in catalogue.described("ipwd") if line.startswith("defaults: "))
+    assert 'norm = "sample" (or "batch", "running", "none")' in defaults
+    assert "w_max unset" in defaults
 
 
 def test_every_method_has_a_formula_and_costs_are_in_order(by_name):
@@ -85,7 +95,9 @@ def test_one_method_is_described_in_full():
     lines = catalogue.described("ipwd")
     assert lines[0].startswith("ipwd: L = CE(z_s, y) + CE(z_c, y) + alpha")
     assert "Niu et al., Respecting Transfer Gap in Knowledge Distillation, NeurIPS 2022." in lines
-    assert "plug-in of: sskd, ps_kd" in lines
+    assert any(
+        line.startswith("as the plug-in of ps_kd: ps_kd = { alpha = 0.8, tau = 1.0 }, ipwd = {") for line in lines
+    )
     assert "teacher: logits, cacheable" in lines
 
 

@@ -119,7 +119,7 @@ class TestAssistants:
     def test_none_is_refused(self, toy):
         message = (
             r"^dgkd\.assistants must name at least one architecture between teacher and student, largest first, "
-            r"e\.g\. \['resnet44', 'resnet32'\]\.$"
+            r"e\.g\. \['resnet44', 'resnet32'\], but got none\.$"
         )
         with pytest.raises(ConfigError, match=message):
             toy.method("dgkd")

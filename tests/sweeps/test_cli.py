@@ -150,7 +150,7 @@ def test_failed_teacher_of_an_earlier_run_is_told(cli, spec_file, own, teachers,
         end(own, plan.trials[cell.trial_id], "student", Status.COMPLETED)
     ended = cli("run", spec_file, "--results", tmp_path / "results")
     assert ended.code == 1
-    assert "2 trials were not run, because the teacher resnet8 failed." in ended.out
+    assert "2 trials were not run, because the teacher resnet8 fraction 0.02 failed." in ended.out
     assert "RuntimeError: broken" in ended.out
     assert "--retry-failed" in ended.out
 

@@ -44,7 +44,7 @@ def test_line_tells_done_running_with_epoch_and_accuracy_bad_and_time_left(jobs,
     tell(progress, "on_trial_start", teacher)
     tell(progress, "on_trial_start", vanilla)
     assert progress.line() == (
-        "[0 s] 0/1 teacher and 2/6 trials done, teacher resnet8 epoch 0/1, "
+        "[0 s] 0/1 teacher and 2/6 trials done, teacher resnet8 fraction 0.02 epoch 0/1, "
         "vanilla resnet8 fraction 0.02 seed 1 epoch 0/2"
     )
     clock.now += 60

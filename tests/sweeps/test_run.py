@@ -183,7 +183,7 @@ def test_diverged_teacher_blocks_its_students_and_says_so(tmp_path, spec_text, s
     results = tmp_path / "results"
     ended = sweep("run", spec, "--results", results)
     assert ended.code == 1
-    assert "2 trials were not run, because the teacher resnet8 failed." in ended.out
+    assert "2 trials were not run, because the teacher resnet8 fraction 0.02 failed." in ended.out
     assert "small: 2 completed, of 4 trials." in ended.out
     assert "diverged: teacher" in ended.out
     assert "--retry-failed" in ended.out

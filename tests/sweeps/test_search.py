@@ -97,7 +97,9 @@ def test_students_of_a_failed_teacher_are_blocked(jobs, result, error):
         search.suggest(key)
     search.on_trial_complete("a", result, error)
     assert handed(search, "d") == "FINISHED"
-    assert [(other.job.trial.method.name, other.by) for other in search.blocked] == [("kd", "teacher resnet8")] * 2
+    assert [(other.job.trial.method.name, other.by) for other in search.blocked] == [
+        ("kd", "teacher resnet8 fraction 0.02")
+    ] * 2
 
 
 def test_nothing_is_handed_out_once_results_cannot_be_written(jobs):

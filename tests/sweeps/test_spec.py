@@ -91,6 +91,7 @@ def plan_of(text: str) -> object:
         ('["vanilla", "kd"]', '["kd", { name = "kd", tau = 4.0 }]', r"^two cells of the grid are one trial"),
         ("seed = [1]", "seed = [1]\nlr = [0.1, 0.1]", r"^grid\.lr must not repeat a value"),
         ("seed = [1]", "seed = [1]\n[grid.kd]\ntau = [1.0, 1.0]", r"^grid\.kd\.tau must not repeat a value"),
+        ("seed = [1]", "seed = [1]\nkd = 3", r"^grid\.kd must be a table of the method's parameters, but got 3\."),
         ("seed = [1]", "seed = [1]\n[grid.kd]\n", r"^grid\.kd must be a table of the method's parameters, but got"),
         ('name = "s"', "name = 2024-01-01", r"^dates and times are no values here"),
         ("[grid]", "[run]\ncpus = 0\n[grid]", r"run\.cpus should be greater than or equal to 1, but got 0"),
