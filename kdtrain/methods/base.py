@@ -119,8 +119,8 @@ class Part(nn.Module):
         return None
 
     def pretrain_loss(self, batch: Batch, student: Outputs | None, teacher: Outputs | None) -> dict[str, Tensor]:
-        """Named terms of the loss of `pretraining`."""
-        raise NotImplementedError
+        """Named terms of the loss of `pretraining`; of the parts that have that stage, and never asked of others."""
+        raise NotImplementedError(f"{type(self).__name__} has no stage before the epochs.")
 
     def prepare(self, batches: Iterable[tuple[Batch, Outputs | None]]) -> None:
         """Called once before the first epoch with the training images, not augmented, and the teacher's outputs."""
@@ -177,9 +177,10 @@ class Method(Part, ABC):
     def per_sample(self, batch: Batch, student: Outputs, teacher: Outputs | None) -> dict[str, Tensor]:
         """Terms of `loss` by name before the mean over the images, which a plug-in may weight.
 
-        Of the upright images first: [B]; then of the turned ones, if the method has such a term: [3B].
+        Of the upright images first: [B]; then of the turned ones, if the method has such a term: [3B]. Of the hosts
+        of such plug-ins, and never asked of others.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} is no host of a plug-in that weights images.")
 
 
 class Plugin(Part, ABC):

@@ -309,6 +309,9 @@ def test_every_method_trains_on_cuda(weights):
         training = start(name, SAME, weights, epochs=2, device="cuda")
         while not training.done:
             training.run_epoch()
+        logits, _ = training.predictions("test")
+        assert logits.device.type == "cuda", name
+        assert torch.isfinite(logits).all(), name
 
 
 @pytest.mark.parametrize(
@@ -443,6 +446,14 @@ class TestRegistry:
         assert methods.params(ref)["ipwd"]["start"] == 0.75
         with pytest.raises(ConfigError, match=r"^unknown key 'alpha' at ipwd\.alpha\. Known: cls_head, "):
             methods.resolve(MethodRef(name=ref.name, params={"ipwd": {"alpha": 1.0}}))
+
+    @pytest.mark.parametrize("name", methods.METHODS)
+    def test_optional_hooks_are_there_exactly_where_they_are_asked_for(self, name):
+        run = Run(name)
+        staged = run.method.pretraining() is not None or name == "fitnet"  # in the paper's variant
+        assert (type(run.method).pretrain_loss is not Method.pretrain_loss) is staged
+        is_host = name in methods.PLUGINS["ipwd"].hosts
+        assert (type(run.method).per_sample is not Method.per_sample) is is_host
 
     def test_what_compares_images_needs_two_in_a_batch(self):
         trial = config("sp", "fashion_mini", SAME, batch_size=1)
