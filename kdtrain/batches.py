@@ -5,13 +5,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from kdtrain import methods, subset, views
-from kdtrain.config import TrialConfig
-from kdtrain.data import Dataset
+from kdtrain import methods, subset
+from kdtrain.config import ConfigError, TrialConfig
+from kdtrain.data.dataset import Dataset, Look
 from kdtrain.draws import Stream, permutation, same_class
 from kdtrain.methods.base import Batch
 
 EVAL_BATCH = 500
+TURNED = (Stream.TURNED_90, Stream.TURNED_180, Stream.TURNED_270)
 
 
 class Batches:
@@ -19,13 +20,22 @@ class Batches:
 
     def __init__(self, images: Dataset, trial: TrialConfig) -> None:
         self.images, self.trial = images, trial
-        self.device = images.train_images.device
-        labels, data = images.train_labels.cpu(), trial.data
+        self.device = images.train.labels.device
+        labels, data = images.train.labels.cpu(), trial.data
         split = subset.split(labels, data.fraction, data.val_size, data.subset_seed)
         self.train, self.val = (part.to(self.device) for part in split)
         self.train_labels = labels[split.train]
-        self.padded = views.pad(images.train_images)
+        if not self.steps:
+            raise ConfigError(
+                f"train.drop_last needs a whole batch of {trial.train.batch_size} images, but got {len(self.train)}."
+            )
         self.partners, self.rotated = methods.partners(trial.method), methods.rotated(trial.method)
+
+    @property
+    def steps(self) -> int:
+        """Batches of an epoch."""
+        n, size = len(self.train), self.trial.train.batch_size
+        return n // size if self.trial.train.drop_last else -(-n // size)
 
     def epoch(self, epoch: int, number: int) -> Iterator[tuple[Batch, Tensor | None]]:
         """The batches of an epoch, each with the images of the partners for a method that has them.
@@ -34,45 +44,34 @@ class Batches:
         """
         seed, size = self.trial.seed, self.trial.train.batch_size
         order = self._on_device(permutation(seed, Stream.ORDER, number, len(self.train)))
-        drawn = self._draw(number, Stream.VIEWS)
-        turned = []
-        if self.rotated:
-            streams = (Stream.TURNED_90, Stream.TURNED_180, Stream.TURNED_270)
-            # The flip comes before the turn and is the same for all four.
-            turned = [self._draw(number, stream)._replace(flip=drawn.flip) for stream in streams]
+        chunks = self.train[order].split(size)[: self.steps]
+        looks = [[Look(indices, Stream.VIEWS), *self._turned(indices)] for indices in chunks]
         if self.partners:
             others = self.train[self._on_device(same_class(seed, number, self.train_labels.numpy()))][order]
-            drawn_others = self._draw(number, Stream.PARTNER_VIEWS)
-        for i, indices in enumerate(self.train[order].split(size)):
-            shown = [self._look(indices, drawn)]
-            shown += [torch.rot90(self._look(indices, view), k, (2, 3)) for k, view in enumerate(turned, 1)]
+            for some, partners in zip(looks, others.split(size), strict=False):
+                some.append(Look(partners, Stream.PARTNER_VIEWS))
+        source = self.images.train
+        augment = self.trial.train.augment
+        for indices, shown in zip(chunks, source.look(self.trial.views, number, looks, augment), strict=True):
+            partner = shown.pop() if self.partners else None
             images = shown[0]
-            if turned:  # whose memory is in another order
+            if self.rotated:
                 images = torch.cat(shown).contiguous(memory_format=torch.channels_last)
-            partner = self._look(others[i * size : (i + 1) * size], drawn_others) if self.partners else None
-            yield Batch(images, self.images.train_labels[indices], indices, epoch), partner
+            yield Batch(images, source.labels[indices], indices, epoch), partner
 
     def plain(self, split: str) -> Iterator[Batch]:
         """The images of "train", "val" or "test", not augmented, in large batches."""
+        source = self.images.test if split == "test" else self.images.train
         if split == "test":
-            images, labels = self.images.test_images, self.images.test_labels
-            chosen = torch.arange(len(labels), device=self.device)
+            chosen = torch.arange(len(source.labels), device=self.device)
         else:
-            images, labels = self.images.train_images, self.images.train_labels
             chosen = self.train if split == "train" else self.val
-        for indices in chosen.split(EVAL_BATCH):
-            yield Batch(self._plain(images, indices), labels[indices], indices, 0)
+        chunks = chosen.split(EVAL_BATCH) if len(chosen) else ()
+        for indices, images in zip(chunks, source.plain(chunks), strict=True):
+            yield Batch(images, source.labels[indices], indices, 0)
 
-    def _draw(self, number: int, stream: Stream) -> views.Views:
-        return views.draw(self.trial.views, number, len(self.images.train_labels), self.device, stream)
-
-    def _look(self, indices: Tensor, drawn: views.Views) -> Tensor:
-        if not self.trial.train.augment:
-            return self._plain(self.images.train_images, indices)
-        return views.apply(self.padded, indices, drawn, self.images.info.mean, self.images.info.std)
-
-    def _plain(self, images: Tensor, indices: Tensor) -> Tensor:
-        return views.plain(images, indices, self.images.info.mean, self.images.info.std)
+    def _turned(self, indices: Tensor) -> list[Look]:
+        return [Look(indices, stream, turns) for turns, stream in enumerate(TURNED, 1)] if self.rotated else []
 
     def _on_device(self, places: object) -> Tensor:
         return torch.as_tensor(places).to(self.device)

@@ -1,11 +1,13 @@
 """From a TrialConfig to its networks and its method; also the complete check of a trial before it starts."""
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 
 from kdtrain import data, methods, models
 from kdtrain.config import ConfigError, TeacherRef, TrialConfig, canonical, digest
+from kdtrain.data.dataset import Info
 from kdtrain.methods.base import Method, Setting
 from kdtrain.models.outputs import Model, Outputs
 
@@ -19,6 +21,8 @@ def trial_id(trial: TrialConfig) -> str:
     """
     config = trial.model_dump(mode="json", exclude_none=True)
     config["view_seed"] = trial.views
+    if trial.data.folder is not None:
+        config["data"]["dataset"] = "folder"  # the path says only where the images lie
     config["train"] |= {"lr_milestones": trial.train.milestones, "nesterov": nesterov(trial)}
     config["method"] = {
         "name": trial.method.name,
@@ -41,9 +45,9 @@ def networks(trial: TrialConfig, device: torch.device, load_teacher: LoadTeacher
     The student is drawn first, so that all methods start from the same student at one seed.
     `load_teacher` fills a teacher's weights.
     """
-    info = data.DATASETS[trial.data.dataset]
+    info = data.info_of(trial.data)
     # Drawn on the CPU whatever the device, so that a seed gives the same weights everywhere.
-    with torch.device("meta" if device.type == "meta" else "cpu"):
+    with torch.device("cpu"):
         torch.manual_seed(trial.seed)
         student = models.build(trial.student, info.num_classes, info.in_channels)
         image = torch.zeros(1, info.in_channels, info.image_size, info.image_size)
@@ -61,7 +65,7 @@ def networks(trial: TrialConfig, device: torch.device, load_teacher: LoadTeacher
     return setting, method
 
 
-def _teacher(ref: TeacherRef, info: data.Info, load: LoadTeacher) -> Model:
+def _teacher(ref: TeacherRef, info: Info, load: LoadTeacher) -> Model:
     """A teacher or assistant with its weights, in eval mode, without gradients."""
     with torch.random.fork_rng(devices=[]):
         model = models.build(ref.model, info.num_classes, info.in_channels)
@@ -77,15 +81,40 @@ def _shapes(model: Model, image: torch.Tensor) -> Outputs:
     return outputs
 
 
+def _unfilled(name: str, info: Info) -> tuple[Model, Outputs]:
+    """A network without weights and the shapes of its outputs; built once, since that takes a tenth of a second."""
+    return _meta_network(name, info.num_classes, info.in_channels, info.image_size)
+
+
+@lru_cache(maxsize=256)
+def _meta_network(name: str, num_classes: int, in_channels: int, image_size: int) -> tuple[Model, Outputs]:
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        model = models.build(name, num_classes, in_channels)
+        try:
+            return model, _shapes(model, torch.zeros(1, in_channels, image_size, image_size))
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}") from None
+
+
+def _check_maps(trial: TrialConfig, *shapes: Outputs | None) -> None:
+    """Raise ConfigError if the method looks at maps of a network that shows none."""
+    looks = methods.needs(trial.method) & {"stages", "preact"}
+    for name, outputs in zip((trial.student, trial.teacher and trial.teacher.model), shapes, strict=True):
+        if looks and outputs is not None and not outputs.stages:
+            raise ConfigError(
+                f"method {trial.method.name!r} looks at feature maps, and {name} shows only logits and pooled features."
+            )
+
+
 _checked: set[str] = set()
 
 
 def check(trial: TrialConfig) -> None:
     """Raise ConfigError unless the trial can start: names known, parameters right, networks that fit.
 
-    Builds everything on the meta device, once for each combination that matters.
+    Builds the method on the meta device, once for each combination that matters.
     """
-    data.check(trial.data.dataset, "data.dataset")
+    info = data.info_of(trial.data)
     models.check(trial.student, "student")
     configs = methods.resolve(trial.method)
     _check_teachers(trial)
@@ -95,12 +124,20 @@ def check(trial: TrialConfig) -> None:
             f"a batch, but got {trial.train.batch_size}."
         )
     key = canonical([
-        trial.data.dataset, trial.student, trial.teacher and trial.teacher.model, trial.train.epochs, trial.method.name,
+        (info.num_classes, info.in_channels, info.image_size), trial.student, trial.teacher and trial.teacher.model,
+        trial.train.epochs, trial.method.name,
         {name: config.model_dump(mode="json") for name, config in configs.items()},
     ])  # fmt: skip
     if key not in _checked:
-        with torch.random.fork_rng(devices=[]):
-            networks(trial, torch.device("meta"), lambda model, ref: None)
+        with torch.device("meta"):
+            student, student_shapes = _unfilled(trial.student, info)
+            teacher, teacher_shapes = _unfilled(trial.teacher.model, info) if trial.teacher else (None, None)
+            others = tuple(_unfilled(ref.model, info)[0] for ref in trial.assistants or ())
+            _check_maps(trial, student_shapes, teacher_shapes)
+            setting = Setting(
+                student, student_shapes, teacher, teacher_shapes, info.num_classes, trial.train.epochs, others
+            )
+            methods.build(trial.method, setting)
         _checked.add(key)
 
 

@@ -47,6 +47,7 @@ class DataTable(DataConfig):
 
     root: str = "data"
     download: bool = False
+    skip_corrupt: bool = False
 
 
 class TeacherTable(Frozen):
@@ -174,6 +175,7 @@ def read(path: Path) -> tuple[TrialConfig, Where]:
     where = Where(
         data_root=file.data.root,
         download=file.data.download,
+        skip_corrupt=file.data.skip_corrupt,
         teacher_weights=teacher.weights if teacher else None,
         assistant_weights=tuple(other.weights for other in others),
     )

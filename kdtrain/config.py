@@ -29,13 +29,24 @@ Epochs = Annotated[float, AfterValidator(_whole_or_fraction)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
+class FolderRef(Frozen):
+    """What identifies the images of a person's own folder wherever it lies."""
+
+    sha256: str  # of the names and contents of all its files
+    num_classes: int
+
+
 class DataConfig(Frozen):
-    """Which images a trial sees."""
+    """Which images a trial sees. A name `folder:PATH` comes with `folder` and `image_size`."""
 
     dataset: str
     fraction: float = Field(1.0, gt=0, le=1)  # of the training images left after the validation split
     subset_seed: Seed = 0  # draws the validation split and the nested fractions
     val_size: int = Field(0, ge=0)  # held-out training images
+    image_size: int | None = Field(None, ge=8, le=1024)  # rows and columns; None: the data set's own
+    mean: tuple[float, ...] | None = None  # of each channel, for pixels in 0..1; None: the data set's
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    folder: FolderRef | None = None
 
 
 class Recipe(Frozen):
@@ -49,6 +60,8 @@ class Recipe(Frozen):
     lr_gamma: float = Field(0.1, gt=0, le=1)
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool | None = None  # None: as the method's authors did
+    warmup_epochs: int | None = Field(None, ge=1)  # the learning rate rises linearly over the steps of these epochs
+    drop_last: Literal[True] | None = None  # leave out the last, smaller batch of an epoch; None: keep it
     weight_decay: float = Field(5e-4, ge=0)
     augment: bool = True  # random crop after padding by 4, random horizontal flip
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -60,10 +73,26 @@ class Recipe(Frozen):
 
 
 class TeacherRef(Frozen):
-    """A trained teacher: its architecture, and the id of the trial that trained it or the SHA-256 of its file."""
+    """A trained teacher: its architecture, and the id of the trial that trained it or that of its file.
+
+    A file's id is its SHA-256; torchvision's weights are named by their enum.
+    """
 
     model: str
     id: str
+
+
+class Probe(Frozen):
+    """A linear probe: the trial's student is that of another trial, frozen; `train` is how the classifier trains.
+
+    The trial's `method`, `teacher` and `student` are those of the trial probed, its `data` the target's.
+    """
+
+    source: str  # the id of the trial whose student it is
+    dataset: str  # that trial's data set
+    num_classes: int  # of that data set
+    lrs: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1)  # the best on held-out images is taken
+    holdout: float = Field(gt=0, lt=1)  # the share of the target's training images held out for that
 
 
 class MethodRef(Frozen):
@@ -84,6 +113,7 @@ class TrialConfig(Frozen):
     method: MethodRef
     seed: Seed = 0  # of the initial weights, of the order of the batches and, by default, of the views
     view_seed: Seed | None = None  # of the augmentation; None: the trial's seed
+    probe: Probe | None = None  # None: the student is trained
 
     @property
     def views(self) -> int:
@@ -96,6 +126,8 @@ class Where(Frozen):
 
     data_root: str = "data"
     download: bool = False
+    cache: str | None = None  # folder of prepared images, shared by all processes of a machine; None: in data_root
+    skip_corrupt: bool = False  # leave out images that cannot be read, instead of refusing them
     teacher_weights: str | None = None  # file of the teacher's weights
     assistant_weights: tuple[str, ...] = ()  # of the assistants, in their order
     device: str = "auto"  # "auto": cuda if there is one, else cpu

@@ -40,7 +40,7 @@ class Training:
         self.trial, self.recipe, self.id = trial, trial.train, trial_id(trial)
         self.device = _device(where)
         torch.set_num_threads(where.cpus)
-        images = data.load(trial.data.dataset, where.data_root, where.download, self.device)
+        images = data.load(trial.data, where, self.device)
         self.batches = Batches(images, trial)
         setting, self.method = networks(trial, self.device, self._loader(where))
         self.student, self.teacher, self.assistants = setting.student, setting.teacher, setting.assistants
@@ -80,8 +80,7 @@ class Training:
         else:
             number = self.recipe.epochs + epoch  # views that no other epoch has
             lr = (stage.lr or self.recipe.lr) * self.recipe.lr_gamma ** sum(epoch > m for m in stage.milestones)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group["lr_scale"]
+        self._set_lr(lr)
         # Whatever a method draws depends on (seed, epoch) only, so a resumed run draws the same.
         torch.manual_seed(int(np.random.SeedSequence([self.trial.seed, number]).generate_state(1, np.uint64)[0]))
         terms, train_acc = self._train_epoch(epoch, number)
@@ -184,10 +183,11 @@ class Training:
         self._set_modes()
         if self.stage is None:
             self.method.start_epoch(epoch)
-        n = len(self.batches.train)
-        totals: dict[str, Tensor] = {}
+        n, totals = 0, dict[str, Tensor]()
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         for step, (batch, partner) in enumerate(self.batches.epoch(epoch, number), 1):
+            self._warm_up(epoch, step)
+            n += len(batch.labels)
             terms, right = self._step(batch, partner)
             correct += right
             for name, term in terms.items():
@@ -197,6 +197,17 @@ class Training:
         self._check_finite(totals, epoch)
         acc = 100 * correct.item() / n if self.stage is None else None
         return {name: total.item() / n for name, total in totals.items()}, acc
+
+    def _set_lr(self, lr: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+
+    def _warm_up(self, epoch: int, step: int) -> None:
+        """In the first epochs of the recipe, the learning rate of the next step: lr * step / steps."""
+        epochs = self.recipe.warmup_epochs
+        if self.stage is None and epochs is not None and epoch <= epochs:
+            steps = self.batches.steps
+            self._set_lr(lr_at(self.recipe, epoch) * ((epoch - 1) * steps + step) / (epochs * steps))
 
     def _set_modes(self) -> None:
         """Train mode for what trains, eval mode for the rest."""

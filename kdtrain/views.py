@@ -1,6 +1,7 @@
 """What the network sees of the images: crop, flip and normalise, one vectorised step for a batch.
 
-The augmentation is RepDistiller's: zero padding by 4, random crop, random horizontal flip, then normalisation.
+The augmentation is RepDistiller's: zero padding by an eighth of the rows (4 of 32), random crop, random horizontal
+flip, then normalisation.
 The view of image i in epoch e is a pure function of (view_seed, e, i): numbers are drawn by counter for the whole
 data set at once, so they depend neither on the order of the batches nor on how many images are drawn.
 """
@@ -15,45 +16,44 @@ from torch import Tensor
 
 from kdtrain.draws import Stream, below, raw
 
-PAD = 4  # pixels on each side
-
 
 class Views(NamedTuple):
     """The augmentation of all N images in one epoch."""
 
-    dy: Tensor  # [N] int64, first row of the crop in the padded image, 0..8
-    dx: Tensor  # [N] int64, first column, 0..8
+    dy: Tensor  # [N] int64, first row of the crop in the padded image, 0..2 padding
+    dx: Tensor  # [N] int64, first column, 0..2 padding
     flip: Tensor  # [N] bool, whether the crop is mirrored left to right
 
 
-def draw(view_seed: int, epoch: int, n: int, device: torch.device, stream: Stream = Stream.VIEWS) -> Views:
-    """The views of images 0..n-1 in `epoch`: offsets and flips are uniform and independent."""
+def padding(size: int) -> int:
+    """Pixels of padding on each side of images of `size` rows and columns: 4 of 28 and 32, 8 of 64, 12 of 96."""
+    return (size + 4) // 8
+
+
+def draw(view_seed: int, epoch: int, n: int, size: int, device: torch.device, stream: Stream = Stream.VIEWS) -> Views:
+    """The views of images 0..n-1, of `size` rows and columns, in `epoch`: offsets and flips uniform, independent."""
     numbers = raw(view_seed, stream, epoch, (n, 3))
-    dy, dx = below(numbers[:, :2], 2 * PAD + 1).T
+    dy, dx = below(numbers[:, :2], 2 * padding(size) + 1).T
     flip = numbers[:, 2] >> 63 == 1
     return Views(*(torch.from_numpy(np.ascontiguousarray(part)).to(device) for part in (dy, dx, flip)))
 
 
-def pad(images: Tensor) -> Tensor:
-    """uint8 [N, C, H, W] to uint8 [N, C, H+8, W+8], zeros around, channels last in memory."""
-    return F.pad(images, (PAD,) * 4).contiguous(memory_format=torch.channels_last)
-
-
-def apply(padded: Tensor, indices: Tensor, views: Views, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+def apply(images: Tensor, indices: Tensor, views: Views, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """The views of the images `indices` [B], as float32 [B, C, H, W], channels last, normalised by channel.
 
-    `padded`: uint8 [N, C, H+8, W+8] from `pad`, on the device of the others. `mean`, `std`: C values for pixels in
-    0..1. The padding is black before normalisation, not after.
+    `images`: uint8 [N, C, H, W], H = W, channels last in memory, on the device of the others. `mean`, `std`: C values
+    for pixels in 0..1. The padding is black before normalisation, not after.
     """
-    _, channels, height, width = padded.shape
-    height, width = height - 2 * PAD, width - 2 * PAD
-    # Whole rows are copied first; crop and flip then only permute bytes within the small batch. This takes a
+    _, channels, height, width = images.shape
+    pad = padding(height)
+    # Whole rows are copied first; padding, crop and flip then only touch bytes of the small batch. This takes a
     # quarter of the time of advanced indexing by (image, row, column).
-    first = indices * (height + 2 * PAD) + views.dy[indices]
-    wanted = first[:, None] + torch.arange(height, device=first.device)
-    picked = _rows(padded).flatten(0, 1).index_select(0, wanted.flatten())
-    columns = _columns(width, channels, padded.device)[views.flip[indices].long(), views.dx[indices]]
-    crops = picked.view(len(indices), height, -1).gather(2, columns[:, None].expand(-1, height, -1))
+    rows = views.dy[indices][:, None] + torch.arange(-pad, height - pad, device=images.device)
+    wanted = indices[:, None] * height + rows.clamp(0, height - 1)
+    picked = _rows(images).flatten(0, 1).index_select(0, wanted.flatten()).view(len(indices), height, -1)
+    picked.masked_fill_(((rows < 0) | (rows >= height))[:, :, None], 0)
+    columns = _columns(width, channels, images.device)[views.flip[indices].long(), views.dx[indices]]
+    crops = F.pad(picked, (pad * channels, pad * channels)).gather(2, columns[:, None].expand(-1, height, -1))
     return _normalise(crops, mean, std)
 
 
@@ -90,8 +90,8 @@ def _affine(mean: tuple[float, ...], std: tuple[float, ...], width: int, device:
 
 @lru_cache(maxsize=16)
 def _columns(width: int, channels: int, device: torch.device) -> Tensor:
-    """[2, 9, W * C] int64: for each flip and offset, which bytes of a padded row make a row of the view."""
+    """[2, 2 padding + 1, W * C] int64: for each flip and offset, which bytes of a padded row make one of the view."""
     pixels = torch.arange(width * channels).view(width, channels)
     straight_and_flipped = torch.stack([pixels, pixels.flip(0)]).flatten(1)
-    offsets = torch.arange(2 * PAD + 1) * channels
+    offsets = torch.arange(2 * padding(width) + 1) * channels
     return (straight_and_flipped[:, None] + offsets[:, None]).to(device)

@@ -2,13 +2,13 @@
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from kdtrain.config import Frozen, MethodRef, TrialConfig, Where
 from sweeps import rows
 from sweeps.plan import Plan, teachers_of
 from sweeps.schema import Status
-from sweeps.spec import Spec, sha256
+from sweeps.spec import Spec, absolute, sha256
+from sweeps.spec import where as spec_where
 from sweeps.store import TEACHERS, Store
 
 
@@ -103,9 +103,8 @@ def missing(spec: Spec, text: str, plan: Plan, retry_failed: bool) -> Missing:
     failed = {key: describe_teacher(plan.teachers[key]) for key in over - trained}
     todo = {key: trial for key, trial in plan.trials.items() if key not in ended}
     source = {"sweep": spec.sweep.name, "spec_sha256": sha256(text), "git_commit": rows.git_commit()}
-    device = "cpu" if spec.run.gpus == 0 else "auto"
-    where = Where(data_root=_absolute(spec.data.root), cpus=spec.run.cpus, device=device)
-    results = _absolute(spec.run.results)
+    # The driver has fetched the images.
+    where, results = spec_where(spec).model_copy(update={"download": False}), absolute(spec.run.results)
 
     def job(role: str, key: str, trial: TrialConfig) -> Job:
         return Job(id=key, role=role, trial=trial, where=where, results=results, source=source)
@@ -131,8 +130,3 @@ def _absent(trials: Iterable[TrialConfig], plan: Plan, over: Collection[str]) ->
     for trial in trials:
         visit(trial)
     return list(found)
-
-
-def _absolute(path: str) -> str:
-    """A path that means the same in every worker; URIs stay as they are."""
-    return path if "://" in path else str(Path(path).expanduser().absolute())

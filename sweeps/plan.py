@@ -7,9 +7,9 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from kdtrain.build import check, trial_id
-from kdtrain.config import ConfigError, DataConfig, MethodRef, Recipe, TeacherRef, TrialConfig, parse, unknown
+from kdtrain.config import ConfigError, MethodRef, Recipe, TeacherRef, TrialConfig, parse, unknown
 from kdtrain.methods import METHODS, assistants, for_assistant, needs, self_taught
-from sweeps.spec import Override, Spec, method_entry, split_pair
+from sweeps.spec import Override, Spec, data_config, method_entry, split_pair
 
 Axes = dict[str, Any]
 Teachers = dict[str, TrialConfig]  # by id, each after those that it learns from itself
@@ -96,7 +96,7 @@ def _trial(spec: Spec, axes: Axes, method: MethodRef, used: set[int]) -> tuple[T
                 raise ConfigError(f"override[{i}].set must not set what the grid says, but sets {min(taken)}.")
             _apply(override, i, recipe, params, method.name)
     trial = TrialConfig(
-        data=_data(spec, axes["fraction"]),
+        data=data_config(spec.data, axes["fraction"]),
         train=parse(Recipe, recipe, "train"),
         student=student,
         method=MethodRef(name=method.name, params=params),
@@ -104,10 +104,6 @@ def _trial(spec: Spec, axes: Axes, method: MethodRef, used: set[int]) -> tuple[T
         view_seed=spec.data.view_seed,
     )
     return _taught(spec, trial, teacher_name)
-
-
-def _data(spec: Spec, fraction: float) -> DataConfig:
-    return DataConfig(**spec.data.model_dump(include={"dataset", "subset_seed", "val_size"}), fraction=fraction)
 
 
 def _taught(spec: Spec, trial: TrialConfig, teacher_name: str | None) -> tuple[TrialConfig, Teachers]:
@@ -123,7 +119,7 @@ def _taught(spec: Spec, trial: TrialConfig, teacher_name: str | None) -> tuple[T
         return trial, {}
     else:
         teacher = TrialConfig(
-            data=_data(spec, spec.teacher.fraction),
+            data=data_config(spec.data, spec.teacher.fraction),
             train=spec.teacher_recipe,
             student=teacher_name,
             method=spec.teacher_method,

@@ -19,6 +19,7 @@ from sweeps.schema import METRICS, Status
 
 Row = dict[str, Any]
 _METRICS = [field.name for field in METRICS]
+_DATA = {"dataset", "fraction", "subset_seed", "val_size"}
 
 
 def identity(trial: TrialConfig, role: str) -> Row:
@@ -27,7 +28,7 @@ def identity(trial: TrialConfig, role: str) -> Row:
     return {
         "trial_id": trial_id(trial),
         "role": role,
-        **trial.data.model_dump(),
+        **trial.data.model_dump(include=_DATA),
         "teacher": trial.teacher and trial.teacher.model,
         "teacher_id": trial.teacher and trial.teacher.id,
         "self_taught": methods.self_taught(trial.method),

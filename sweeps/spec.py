@@ -10,7 +10,7 @@ import torch
 from pydantic import AfterValidator, ConfigDict, Field
 
 from kdtrain import data, models, subset
-from kdtrain.config import ConfigError, Frozen, MethodRef, Recipe, Seed, parse, unknown
+from kdtrain.config import ConfigError, DataConfig, Frozen, MethodRef, Recipe, Seed, Where, parse, unknown
 from kdtrain.methods import needs, resolve
 from sweeps.store import TEACHERS
 
@@ -46,8 +46,12 @@ class DataTable(Frozen):
     subset_seed: Seed = 0
     val_size: int = Field(0, ge=0)
     view_seed: Seed | None = None
+    image_size: int | None = None  # this and the next two: as in DataConfig
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     root: str = "data"
     download: bool = False
+    skip_corrupt: bool = False
 
 
 class TeacherTable(Frozen):
@@ -82,6 +86,7 @@ class RunTable(Frozen):
     """[run]: resources of each trial and where results go; no part of any trial's identity."""
 
     results: str = Field("results", min_length=1)
+    cache: str | None = Field(None, min_length=1)  # folder of prepared images on each machine; None: in data.root
     cpus: int = Field(1, ge=1)
     gpus: Annotated[float, AfterValidator(_whole_or_share)] | None = None  # None: 1 where there are GPUs, else 0
     max_concurrent: int | None = Field(None, ge=1)
@@ -141,7 +146,7 @@ def parse_text(text: str, name: str = "spec") -> Spec:
     spec = parse(Spec, tables)
     if spec.sweep.name == TEACHERS:
         raise ConfigError(f"sweep.name must not be {TEACHERS!r}, the folder of all teachers.")
-    data.check(spec.data.dataset, "data.dataset")
+    data.info_of(data_config(spec.data))
     _check_teacher(spec)
     _check_pairs(spec.grid.pair)
     _check_methods(spec)
@@ -167,11 +172,35 @@ def method_entry(entry: str | Mapping[str, Any]) -> MethodRef:
     return MethodRef(name=entry["name"], params={key: value for key, value in entry.items() if key != "name"})
 
 
+def data_config(table: DataTable, fraction: float = 1.0) -> DataConfig:
+    """The part of a data table that is a trial's."""
+    given = table.model_dump(exclude_none=True, include=set(DataConfig.model_fields))
+    return parse(DataConfig, {**given, "fraction": fraction}, "data")
+
+
+def where(spec: Spec) -> Where:
+    """Where and how fast the trials run, in paths that mean the same in every worker."""
+    table, run = spec.data, spec.run
+    return Where(
+        data_root=absolute(table.root),
+        download=table.download,
+        cache=None if run.cache is None else absolute(run.cache),
+        skip_corrupt=table.skip_corrupt,
+        device="cpu" if run.gpus == 0 else "auto",
+        cpus=run.cpus,
+    )
+
+
+def absolute(path: str) -> str:
+    """A path that means the same in every worker; URIs stay as they are."""
+    return path if "://" in path else str(Path(path).expanduser().absolute())
+
+
 def check_data(spec: Spec) -> None:
     """Read the data set, downloading it if the spec says so, and draw all its splits; ConfigError if that fails."""
-    images = data.load(spec.data.dataset, spec.data.root, spec.data.download, torch.device("cpu"))
+    images = data.load(data_config(spec.data), where(spec), torch.device("cpu"))
     for fraction in (*spec.grid.fraction, spec.teacher.fraction):
-        subset.split(images.train_labels, fraction, spec.data.val_size, spec.data.subset_seed)
+        subset.split(images.train.labels, fraction, spec.data.val_size, spec.data.subset_seed)
 
 
 def _check_teacher(spec: Spec) -> None:

@@ -1,9 +1,11 @@
 """What every model returns, and the base that all models share."""
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
+
+from kdtrain.config import ConfigError
 
 
 class Outputs(NamedTuple):
@@ -19,9 +21,22 @@ class Outputs(NamedTuple):
 class Model(nn.Module, ABC):
     """An image classifier that shows its features."""
 
-    @abstractmethod
+    multiple: ClassVar[int] = 4  # rows and columns of the images must be multiples of this ...
+    least: ClassVar[int] = 8  # ... and at least this many
+
     def forward(self, x: Tensor) -> Outputs:
-        """`x`: [B, C, H, W], normalised."""
+        """`x`: [B, C, H, W], normalised. ConfigError if the network cannot work with images of this size."""
+        height, width = x.shape[2:]
+        if height % self.multiple or width % self.multiple or min(height, width) < self.least:
+            raise ConfigError(
+                f"{type(self).__name__} needs images whose rows and columns are multiples of {self.multiple} and at "
+                f"least {self.least}, but got {height} x {width}."
+            )
+        return self.outputs(x)
+
+    @abstractmethod
+    def outputs(self, x: Tensor) -> Outputs:
+        """What `forward` returns, for images of a size that fits."""
 
     @property
     @abstractmethod
@@ -31,9 +46,15 @@ class Model(nn.Module, ABC):
     @property
     @abstractmethod
     def trunk(self) -> tuple[tuple[nn.Module, ...], ...]:
-        """The modules of the stem, then those of each stage; what comes after the last stage is in none."""
+        """The modules of the stem, then those of each stage; what comes after the last stage is in none.
+
+        Nothing for a network that shows no maps.
+        """
 
     @property
     @abstractmethod
     def preact_norms(self) -> tuple[nn.BatchNorm2d, ...]:
-        """The last BatchNorm before the ReLU that `Outputs.preact` precedes, of each stage."""
+        """The last BatchNorm before the ReLU that `Outputs.preact` precedes, of each stage.
+
+        ConfigError for a network where a single BatchNorm does not cover all channels.
+        """

@@ -52,7 +52,7 @@ class ResNet(Model):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, x: Tensor) -> Outputs:
+    def outputs(self, x: Tensor) -> Outputs:
         """`x`: [B, C, H, W], normalised; the stages have H, H/2 and H/4 rows."""
         f = stem = F.relu(self.bn1(self.conv1(x)))
         stages, preacts = [], []

@@ -40,7 +40,7 @@ class VGG(Model):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def forward(self, x: Tensor) -> Outputs:
+    def outputs(self, x: Tensor) -> Outputs:
         """`x`: [B, C, H, W], normalised; the stages have H/2, H/4, H/8 and H/8 rows (H/16 at last for H = 64)."""
         large = x.shape[2] == 64
         stem = F.relu(self.block0(x))

@@ -84,7 +84,7 @@ class WideResNet(Model):
                 fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
                 nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
 
-    def forward(self, x: Tensor) -> Outputs:
+    def outputs(self, x: Tensor) -> Outputs:
         """`x`: [B, C, H, W], normalised; the stages have H, H/2 and H/4 rows."""
         stem = self.conv1(x)
         f1 = self.block1(stem)

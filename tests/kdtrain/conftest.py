@@ -67,7 +67,7 @@ class ToyStudent(Model):
         super().__init__()
         self.fc = nn.Linear(width, num_classes)
 
-    def forward(self, x):
+    def outputs(self, x):
         return Outputs(self.fc(x), x, x, (), ())
 
     @property

@@ -8,9 +8,10 @@ from scipy import stats
 from kdtrain import batches
 from kdtrain.batches import Batches
 from kdtrain.config import DataConfig, MethodRef, Recipe, TrialConfig
-from kdtrain.data import Dataset, Info
+from kdtrain.data.dataset import Dataset, Info
+from kdtrain.data.memory import Memory
 
-N, CLASSES, SIZE = 40, 4, 9
+N, CLASSES, SIZE = 40, 4, 28
 LABELS = torch.arange(N) % CLASSES
 
 
@@ -24,11 +25,10 @@ def dataset():
 
     info = Info(
         name="noise", num_classes=CLASSES, in_channels=2, image_size=SIZE, mean=(0.0, 0.0), std=(1 / 255, 1 / 255),
-        read=lambda root, download: None,
+        open=lambda info, where, device: None,
     )  # fmt: skip
-    return Dataset(
-        info=info, train_images=noise(N), train_labels=LABELS, test_images=noise(13), test_labels=torch.arange(13) % 3
-    )
+    train, test = Memory(noise(N), LABELS, info), Memory(noise(13), torch.arange(13) % 3, info)
+    return Dataset(info=info, train=train, test=test)
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def ways(image):
 @pytest.fixture(scope="module")
 def done_to(dataset):
     """From pixels and an image's place: (dy, dx, flip, turn); KeyError if they are no view of that image."""
-    table = [ways(image) for image in dataset.train_images]
+    table = [ways(image) for image in dataset.train.images]
 
     def look(pixels, index):
         return table[index][pixels.round().to(torch.uint8).contiguous().numpy().tobytes()]
@@ -200,7 +200,7 @@ class TestViews:
 
     def test_without_augmentation_everything_is_plain(self, make, dataset):
         indices, _, turns, partners = epoch_of(make(augment=False, rotated=True, partners=True), 1)
-        images = dataset.train_images.float()
+        images = dataset.train.images.float()
         for k in range(4):
             torch.testing.assert_close(turns[k], torch.rot90(images[indices], k, (2, 3)))
         for pixels, i in zip(partners.round(), indices.tolist(), strict=True):
@@ -305,9 +305,9 @@ class TestPlain:
         source = make(fraction=0.5, val_size=8, rotated=True, partners=True)
         shown = list(source.plain(split))
         chosen = {"train": source.train, "val": source.val, "test": torch.arange(13)}[split]
-        images, labels = dataset.train_images, dataset.train_labels
+        images, labels = dataset.train.images, dataset.train.labels
         if split == "test":
-            images, labels = dataset.test_images, dataset.test_labels
+            images, labels = dataset.test.images, dataset.test.labels
         sizes = {"train": [5, 5, 5, 1], "val": [5, 3], "test": [5, 5, 3]}
         assert [len(batch.labels) for batch in shown] == sizes[split]
         assert {batch.epoch for batch in shown} == {0}

@@ -1,5 +1,6 @@
 import hashlib
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -60,6 +61,10 @@ class TestTrialId:
         ("data__fraction", 0.5),
         ("data__subset_seed", 1),
         ("data__val_size", 100),
+        ("data__image_size", 32),
+        ("data__mean", [0.5]),
+        ("data__std", [0.5]),
+        ("data__folder", {"sha256": "e" * 64, "num_classes": 10}),
         ("train__epochs", 120),
         ("train__batch_size", 128),
         ("train__lr", 0.01),
@@ -67,6 +72,8 @@ class TestTrialId:
         ("train__lr_gamma", 0.2),
         ("train__momentum", 0.5),
         ("train__nesterov", True),
+        ("train__warmup_epochs", 1),
+        ("train__drop_last", True),
         ("train__weight_decay", 0.0),
         ("train__augment", False),
         ("train__precision", "bf16"),
@@ -78,6 +85,7 @@ class TestTrialId:
         ("method__params", {"alpha": 0.5}),
         ("seed", 2),
         ("view_seed", 2),
+        ("probe", {"source": "f" * 16, "dataset": "cifar10", "num_classes": 10, "lrs": [0.1], "holdout": 0.1}),
     )
 
     @pytest.mark.parametrize(("path", "value"), CHANGES)
@@ -356,11 +364,11 @@ class TestCheck:
         assert time.perf_counter() - start < 20
 
     def test_no_data_is_read(self, monkeypatch):
-        def refuse(root, download):
+        def refuse(info, where, device):
             raise AssertionError("the data set was read")
 
         info = data.DATASETS["fashion_mini"]
-        monkeypatch.setitem(data.DATASETS, "fashion_mini", type(info)(**{**vars(info), "read": refuse}))
+        monkeypatch.setitem(data.DATASETS, "fashion_mini", replace(info, open=refuse))
         build.check(trial(method__params={"tau": 3.25}))
 
     def test_the_random_state_stays_as_it_is(self):

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torchvision import datasets
 
+import kdtrain
 from kdtrain import data
-from kdtrain.config import ConfigError
+from kdtrain.config import ConfigError, DataConfig, Where
 
 CPU = torch.device("cpu")
 FULL = Path(os.environ.get("FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
@@ -20,7 +21,7 @@ RNG = np.random.default_rng(0)
 
 
 def load(name, root="nowhere", download=False):
-    return data.load(name, str(root), download, CPU)
+    return data.load(DataConfig(dataset=name), Where(data_root=str(root), download=download), CPU)
 
 
 def idx(array):
@@ -62,23 +63,23 @@ def any_checksum(monkeypatch):
 class TestShipped:
     def test_shapes_and_balance(self):
         mini = load("fashion_mini")
-        assert mini.train_images.shape == (6000, 1, 28, 28)
-        assert mini.test_images.shape == (2000, 1, 28, 28)
-        assert mini.train_images.dtype == mini.test_images.dtype == torch.uint8
-        assert mini.train_labels.dtype == mini.test_labels.dtype == torch.int64
-        assert mini.train_labels.bincount().tolist() == [600] * 10
-        assert mini.test_labels.bincount().tolist() == [200] * 10
+        assert mini.train.images.shape == (6000, 1, 28, 28)
+        assert mini.test.images.shape == (2000, 1, 28, 28)
+        assert mini.train.images.dtype == mini.test.images.dtype == torch.uint8
+        assert mini.train.labels.dtype == mini.test.labels.dtype == torch.int64
+        assert mini.train.labels.bincount().tolist() == [600] * 10
+        assert mini.test.labels.bincount().tolist() == [200] * 10
 
     def test_statistics_are_near_those_of_the_full_set(self):
         mini = load("fashion_mini")
-        pixels = mini.train_images.double() / 255
+        pixels = mini.train.images.double() / 255
         # The mean of an image varies by about 0.15, so that of 6,000 by 0.002.
         assert pixels.mean().item() == pytest.approx(mini.info.mean[0], abs=0.01)
         assert pixels.std().item() == pytest.approx(mini.info.std[0], abs=0.01)
 
     def test_no_training_image_is_in_the_test_set(self):
         mini = load("fashion_mini")
-        train, test = ({row.tobytes() for row in part.numpy()} for part in (mini.train_images, mini.test_images))
+        train, test = ({row.tobytes() for row in part.numpy()} for part in (mini.train.images, mini.test.images))
         assert not train & test
 
     def test_size(self):
@@ -90,7 +91,7 @@ class TestShipped:
     def test_script_makes_the_shipped_arrays(self, tmp_path):
         script().make(FULL, tmp_path / "made.npz")
         made = np.load(tmp_path / "made.npz")
-        shipped = np.load(Path(data.__file__).parent / "assets" / "fashion_mini.npz")
+        shipped = np.load(Path(kdtrain.__file__).parent / "assets" / "fashion_mini.npz")
         assert set(made) == set(shipped)
         for key in made:
             np.testing.assert_array_equal(made[key], shipped[key])
@@ -107,7 +108,7 @@ class TestShipped:
 
 def script():
     """The module make_fashion_mini.py, which is no part of the package's imports."""
-    path = Path(data.__file__).parent / "assets" / "make_fashion_mini.py"
+    path = Path(kdtrain.__file__).parent / "assets" / "make_fashion_mini.py"
     spec = importlib.util.spec_from_file_location("make_fashion_mini", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -130,11 +131,11 @@ def test_script_takes_the_first_images_of_each_class_in_file_order(tmp_path, mon
 def test_fashion_mnist_from_idx_files(tmp_path):
     images, labels, test_images, test_labels = write_fashion(tmp_path / "FashionMNIST" / "raw")
     got = load("fashion_mnist", tmp_path)
-    np.testing.assert_array_equal(got.train_images[:, 0].numpy(), images)
-    np.testing.assert_array_equal(got.train_labels.numpy(), labels)
-    np.testing.assert_array_equal(got.test_images[:, 0].numpy(), test_images)
-    np.testing.assert_array_equal(got.test_labels.numpy(), test_labels)
-    assert got.train_labels.dtype == torch.int64
+    np.testing.assert_array_equal(got.train.images[:, 0].numpy(), images)
+    np.testing.assert_array_equal(got.train.labels.numpy(), labels)
+    np.testing.assert_array_equal(got.test.images[:, 0].numpy(), test_images)
+    np.testing.assert_array_equal(got.test.labels.numpy(), test_labels)
+    assert got.train.labels.dtype == torch.int64
 
 
 def test_cifar10_from_pickles(tmp_path, any_checksum):
@@ -142,19 +143,19 @@ def test_cifar10_from_pickles(tmp_path, any_checksum):
     made = write_cifar(tmp_path / "cifar-10-batches-py", [*batches, "test_batch"], "labels", 10)
     got = load("cifar10", tmp_path)
     rows = np.concatenate([made[batch][0] for batch in batches])
-    np.testing.assert_array_equal(got.train_images.numpy(), rows.reshape(10, 3, 32, 32))
-    assert got.train_labels.tolist() == [label for batch in batches for label in made[batch][1]]
-    np.testing.assert_array_equal(got.test_images.numpy(), made["test_batch"][0].reshape(2, 3, 32, 32))
-    assert got.test_labels.tolist() == made["test_batch"][1]
+    np.testing.assert_array_equal(got.train.images.numpy(), rows.reshape(10, 3, 32, 32))
+    assert got.train.labels.tolist() == [label for batch in batches for label in made[batch][1]]
+    np.testing.assert_array_equal(got.test.images.numpy(), made["test_batch"][0].reshape(2, 3, 32, 32))
+    assert got.test.labels.tolist() == made["test_batch"][1]
 
 
 def test_cifar100_from_pickles(tmp_path, any_checksum):
     made = write_cifar(tmp_path / "cifar-100-python", ["train", "test"], "fine_labels", 100)
     got = load("cifar100", tmp_path)
-    np.testing.assert_array_equal(got.train_images.numpy(), made["train"][0].reshape(2, 3, 32, 32))
-    assert got.train_labels.tolist() == made["train"][1]
-    assert got.test_labels.tolist() == made["test"][1]
-    assert got.train_images.is_contiguous(memory_format=torch.channels_last)
+    np.testing.assert_array_equal(got.train.images.numpy(), made["train"][0].reshape(2, 3, 32, 32))
+    assert got.train.labels.tolist() == made["train"][1]
+    assert got.test.labels.tolist() == made["test"][1]
+    assert got.train.images.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_cifar_files_of_2009_raise_no_warning(tmp_path, any_checksum):
@@ -162,7 +163,7 @@ def test_cifar_files_of_2009_raise_no_warning(tmp_path, any_checksum):
     write_cifar(tmp_path / "cifar-100-python", ["train", "test"], "fine_labels", 100)
     for path in (tmp_path / "cifar-100-python").iterdir():
         path.write_bytes(path.read_bytes().replace(b"\x89\x88\x87", b"K\x00K\x01\x87"))
-    assert len(load("cifar100", tmp_path).train_labels) == 2
+    assert len(load("cifar100", tmp_path).train.labels) == 2
 
 
 @pytest.mark.parametrize(
@@ -200,8 +201,8 @@ def test_unknown_names_list_the_known():
     message = r"unknown data set 'cifar' at data\.dataset\..*Known: cifar10, cifar100, fashion_mini, fashion_mnist\."
     with pytest.raises(ConfigError, match=message):
         load("cifar")
-    with pytest.raises(ConfigError, match=r"unknown data set 'x' at grid\.dataset\[1\]"):
-        data.check("x", "grid.dataset[1]")
+    with pytest.raises(ConfigError, match=r"unknown data set 'x' at spec\.dataset"):
+        data.info_of(DataConfig(dataset="x"), "spec")
 
 
 @pytest.mark.parametrize("name", data.DATASETS)

@@ -8,7 +8,8 @@ import torch
 
 from kdtrain import data, loop
 from kdtrain.config import ConfigError, DataConfig, MethodRef, Recipe, TeacherRef, TrialConfig, Where
-from kdtrain.data import Arrays, Info
+from kdtrain.data.dataset import Info
+from kdtrain.data.memory import Arrays, opener
 from kdtrain.loop import Training, lr_at, train
 from kdtrain.record import DivergedError, EpochRecord
 
@@ -28,7 +29,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     arrays = Arrays(images(labels[0]), labels[0], images(labels[1]), labels[1])
     info = Info(
         name="tiny", num_classes=3, in_channels=1, image_size=12, mean=(0.4,), std=(0.3,),
-        read=lambda root, download: arrays,
+        open=opener(lambda where: arrays),
     )  # fmt: skip
     monkeypatch.setitem(data.DATASETS, "tiny", info)
 

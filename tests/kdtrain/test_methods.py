@@ -1,6 +1,6 @@
 """The contract of all methods, on real networks of the smallest kind: hooks on noise, whole trials on real images."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, ClassVar
 
 import pytest
@@ -9,7 +9,8 @@ import torch
 from kdtrain import build, data, methods, models
 from kdtrain.checkpoint import pack_weights
 from kdtrain.config import ConfigError, DataConfig, MethodRef, Recipe, TeacherRef, TrialConfig, Where
-from kdtrain.data import Arrays, Info
+from kdtrain.data.memory import Arrays, opener
+from kdtrain.data.small import read_fashion_mini
 from kdtrain.loop import Training
 from kdtrain.methods.base import Batch, Method, Plugin, Range, first_rows
 
@@ -220,8 +221,7 @@ def test_composition_with_kd_adds_its_term(name):
 @pytest.mark.parametrize("num_classes", [10, 100, 200])
 def test_any_number_of_classes(name, num_classes, monkeypatch):
     info = data.DATASETS["fashion_mini"]
-    fields = {**vars(info), "name": "wide", "num_classes": num_classes}
-    monkeypatch.setitem(data.DATASETS, "wide", Info(**fields))
+    monkeypatch.setitem(data.DATASETS, "wide", replace(info, name="wide", num_classes=num_classes))
     build.check(config(name, "wide", SAME, epochs=EPOCHS))  # on the meta device
     run = Run(name, dataset="wide")
     run.train_epoch(1)
@@ -236,8 +236,8 @@ def test_any_number_of_classes(name, num_classes, monkeypatch):
 def mini():
     """The first 61 training and 40 test images of fashion_mini, as a data set."""
     info = data.DATASETS["fashion_mini"]
-    arrays = Arrays(*(tensor[:n] for tensor, n in zip(info.read(None, False), (61, 61, 40, 40), strict=True)))
-    data.DATASETS["mini"] = Info(**{**vars(info), "name": "mini", "read": lambda root, download: arrays})
+    arrays = Arrays(*(tensor[:n] for tensor, n in zip(read_fashion_mini(Where()), (61, 61, 40, 40), strict=True)))
+    data.DATASETS["mini"] = replace(info, name="mini", open=opener(lambda where: arrays))
     yield
     del data.DATASETS["mini"]
 
