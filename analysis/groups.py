@@ -9,17 +9,18 @@ from typing import Any
 import pandas as pd
 
 from analysis.load import Row, Sweep, records
-from analysis.names import method_order, natural_order
+from analysis.names import ONTO, method_order, natural_order
 from sweeps.schema import IDENTITY
 
 TEACHER = "teacher"  # the method name of the rows that show the teachers themselves
 # What places a trial in a table, or repeats it. Every other identity column is configuration; assistants follow from
 # the rest of it and from the teacher.
 _PLACE = {"trial_id", "role", "dataset", "fraction", "teacher", "teacher_id", "student", "method", "params"}
-_REPEATS = {"seed", "view_seed", "self_taught", "assistant_ids"}
+_REPEATS = {"seed", "view_seed", "self_taught", "assistant_ids", "source_id", "source_dataset"}
 _CONFIG = tuple(field.name for field in IDENTITY if field.name not in _PLACE | _REPEATS)
 _PARAMS = "params."
 _TEACHERS = "teacher."
+_SOURCES = "source."
 Settings = tuple[tuple[str, str], ...]  # (key, value), as printed
 
 
@@ -69,24 +70,30 @@ class _Item:
 
 
 def group_students(sweep: Sweep) -> list[Group]:
-    """The groups of a sweep's students.
+    """The groups of a sweep's students, and of the probes of its networks.
 
     Trials without a teacher, and those whose teacher is not the pair's, belong to every pair of their student.
     """
     rows = records(sweep.trials)
     teachers = {str(row["trial_id"]): row for row in records(sweep.teachers)}
+    networks = teachers | {str(row["trial_id"]): row for row in rows}
     paired: dict[tuple[str, str], set[str]] = defaultdict(set)
     for row in rows:
         if _is_paired(row):
-            paired[row["dataset"], row["student"]].add(row["teacher"])
+            paired[_shown(row), row["student"]].add(row["teacher"])
     items = []
     for row in rows:
-        pairs = paired[row["dataset"], row["student"]]
+        pairs = paired[_shown(row), row["student"]]
         names: list[str | None] = [row["teacher"]] if _is_paired(row) else [*sorted(pairs)] or [None]
         columns = tuple(Column(teacher=name, student=row["student"], fraction=row["fraction"]) for name in names)
-        config = _config(row) | _teacher_config(row["teacher_id"], teachers)
-        items.append(_Item(row=row, dataset=row["dataset"], method=row["method"], columns=columns, config=config))
+        config = _config(row) | _teacher_config(row["teacher_id"], teachers) | _source_config(row, networks)
+        items.append(_Item(row=row, dataset=_shown(row), method=row["method"], columns=columns, config=config))
     return _group(items)
+
+
+def _shown(row: Row) -> str:
+    """What a trial's table is of: its data set; of a probe also that on which its student was trained."""
+    return row["dataset"] if row["source_id"] is None else f"{row['source_dataset']}{ONTO}{row['dataset']}"
 
 
 def group_teachers(sweep: Sweep, students: Iterable[Group]) -> list[Group]:
@@ -132,6 +139,15 @@ def _teacher_config(teacher_id: str | None, teachers: Mapping[str, Row]) -> dict
     if teacher_id not in teachers:
         return {f"{_TEACHERS}id": json.dumps(teacher_id)}
     return {f"{_TEACHERS}{key}": value for key, value in _whole_config(teachers[teacher_id]).items()}
+
+
+def _source_config(row: Row, networks: Mapping[str, Row]) -> dict[str, str]:
+    """How the student of a probe was trained; of one without a row nothing is known."""
+    source = networks.get(row["source_id"]) if row["source_id"] is not None else None
+    if source is None:
+        return {}
+    own = {name: json.dumps(source[name]) for name in ("fraction", *_CONFIG)}
+    return {f"{_SOURCES}{key}": value for key, value in own.items()}
 
 
 def _flat(params: Mapping[str, Any], prefix: str) -> dict[str, Any]:

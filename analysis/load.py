@@ -21,7 +21,7 @@ class Sweep:
     """What is known of one sweep."""
 
     name: str
-    trials: pd.DataFrame  # ended students, the columns of sweeps.schema.TRIALS, None for null
+    trials: pd.DataFrame  # ended students and probes, the columns of sweeps.schema.TRIALS, None for null
     teachers: pd.DataFrame  # those and the assistants whose ids the trials name and that have a row, same columns
     spec: str | None  # text of its spec file
     under_way: int  # trials begun and not ended
@@ -61,11 +61,15 @@ def load(results: str, name: str) -> Sweep:
     store = Store(results, name)
     trials = frame(store.read_trials())
     begun = store.ids("epochs") | store.ids("checkpoints")
-    ids = {*trials["teacher_id"].dropna(), *(key for keys in trials["assistant_ids"].dropna() for key in keys)}
+    ids = {
+        *trials["teacher_id"].dropna(),
+        *trials["source_id"].dropna(),
+        *(key for keys in trials["assistant_ids"].dropna() for key in keys),
+    }
     spec = store.read_bytes("spec.toml")
     return Sweep(
         name=name,
-        trials=trials[trials["role"] == "student"].reset_index(drop=True),
+        trials=trials[trials["role"] != "teacher"].reset_index(drop=True),
         teachers=frame(Store(results, TEACHERS).read_trials(ids)),
         spec=None if spec is None else spec.decode(errors="replace"),
         under_way=len(begun - set(trials["trial_id"])),

@@ -63,6 +63,9 @@ _MODELS = (
     (r"shufflenet_v(\d+)", r"ShuffleNetV\1"),
 )
 _CIFAR = "_cifar"  # the CIFAR form of a network that ImageNet has too
+_TORCHVISION = "torchvision:"
+_WIDTH = re.compile(r"_([wk])([\d.]+)$")  # a width or growth other than the standard one
+ONTO = " -> "  # between the two data sets of a probe
 
 
 def method_name(method: str) -> str:
@@ -78,12 +81,17 @@ def method_order(method: str) -> tuple[int, str]:
 
 
 def model_name(model: str) -> str:
-    """`wrn_40_2` -> `WRN-40-2`."""
-    stem = model.removesuffix(_CIFAR)
+    """`wrn_40_2` -> `WRN-40-2`, `mobilenet_v2_w0.75` -> `MobileNetV2 ×0.75`."""
+    if model.startswith(_TORCHVISION):
+        return f"{model.removeprefix(_TORCHVISION)} (torchvision)"
+    scaled = _WIDTH.search(model)
+    plain = model[: scaled.start()] if scaled else model
+    stem = plain.removesuffix(_CIFAR)
     for pattern, form in _MODELS:
         match = re.fullmatch(pattern, stem)
         if match:
-            return match.expand(form) + (" (CIFAR)" if stem != model else "")
+            width = f" {'×' if scaled[1] == 'w' else 'k='}{scaled[2]}" if scaled else ""
+            return match.expand(form) + width + (" (CIFAR)" if stem != plain else "")
     return model
 
 
@@ -93,8 +101,8 @@ def natural_order(name: str) -> list[tuple[str, int]]:
 
 
 def dataset_name(dataset: str) -> str:
-    """`cifar100` -> `CIFAR-100`."""
-    return DATASETS.get(dataset, dataset)
+    """`cifar100` -> `CIFAR-100`, `cifar100 -> stl10` -> `CIFAR-100 → STL-10`."""
+    return " → ".join(DATASETS.get(name, name) for name in dataset.split(ONTO))
 
 
 def fraction_name(fraction: float) -> str:

@@ -1,5 +1,6 @@
 """Where the numbers of a sweep come from: code, machines, times, teachers, and what went wrong."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ from analysis.groups import params_of
 from analysis.load import Row, Sweep, records
 from analysis.names import dataset_name, fraction_name, model_name
 from analysis.tables import row_name
+from sweeps.schema import PUBLISHED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +96,8 @@ def _teachers(rows: list[Row], known: list[Row]) -> Iterable[Teacher]:
             data = f"{dataset_name(row['dataset'])}, {fraction_name(row['fraction'])}"
             how = "" if row["method"] == "vanilla" else f", {row_name(row['method'], params_of(row))}"
             training = f"{data}, {row['epochs']} epochs, seed {row['seed']}{how}"
+            if row["method"] == PUBLISHED:
+                training = f"weights from {json.loads(row['params'])['source']}"
         yield Teacher(
             id=teacher_id,
             model=model_name(model),

@@ -1,6 +1,7 @@
 """From a TrialConfig to its networks and its method; also the complete check of a trial before it starts."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -23,6 +24,14 @@ def trial_id(trial: TrialConfig) -> str:
     config["view_seed"] = trial.views
     if trial.data.folder is not None:
         config["data"]["dataset"] = "folder"  # the path says only where the images lie
+    else:
+        info = data.DATASETS[trial.data.dataset]
+        own = {"image_size": info.image_size, "channels": info.in_channels, "mean": info.mean, "std": info.std}
+        config["data"] = {
+            key: value
+            for key, value in config["data"].items()
+            if key not in own or own[key] != getattr(trial.data, key)
+        }
     config["train"] |= {"lr_milestones": trial.train.milestones, "nesterov": nesterov(trial)}
     config["method"] = {
         "name": trial.method.name,
@@ -81,7 +90,7 @@ def _shapes(model: Model, image: torch.Tensor) -> Outputs:
     return outputs
 
 
-def _unfilled(name: str, info: Info) -> tuple[Model, Outputs]:
+def unfilled(name: str, info: Info) -> tuple[Model, Outputs]:
     """A network without weights and the shapes of its outputs; built once, since that takes a tenth of a second."""
     return _meta_network(name, info.num_classes, info.in_channels, info.image_size)
 
@@ -112,9 +121,13 @@ _checked: set[str] = set()
 def check(trial: TrialConfig) -> None:
     """Raise ConfigError unless the trial can start: names known, parameters right, networks that fit.
 
-    Builds the method on the meta device, once for each combination that matters.
+    Builds the method on the meta device, once for each combination that matters. Of a linear probe, whether the images
+    suit the network.
     """
     info = data.info_of(trial.data)
+    if trial.probe is not None:
+        unfilled(trial.student, replace(info, num_classes=trial.probe.num_classes))
+        return
     models.check(trial.student, "student")
     configs = methods.resolve(trial.method)
     _check_teachers(trial)
@@ -130,9 +143,9 @@ def check(trial: TrialConfig) -> None:
     ])  # fmt: skip
     if key not in _checked:
         with torch.device("meta"):
-            student, student_shapes = _unfilled(trial.student, info)
-            teacher, teacher_shapes = _unfilled(trial.teacher.model, info) if trial.teacher else (None, None)
-            others = tuple(_unfilled(ref.model, info)[0] for ref in trial.assistants or ())
+            student, student_shapes = unfilled(trial.student, info)
+            teacher, teacher_shapes = unfilled(trial.teacher.model, info) if trial.teacher else (None, None)
+            others = tuple(unfilled(ref.model, info)[0] for ref in trial.assistants or ())
             _check_maps(trial, student_shapes, teacher_shapes)
             setting = Setting(
                 student, student_shapes, teacher, teacher_shapes, info.num_classes, trial.train.epochs, others

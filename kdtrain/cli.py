@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field
 from rich.console import Console
 from rich.table import Table
 
-from kdtrain import catalogue
+from kdtrain import catalogue, recipes
 from kdtrain.build import check, trial_id
 from kdtrain.checkpoint import identity, write_file
 from kdtrain.config import (
@@ -155,6 +155,8 @@ def read(path: Path) -> tuple[TrialConfig, Where]:
         raise ConfigError(f"cannot read the trial {path}: {reason}.") from None
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not TOML: {error}.") from None
+    if isinstance(tables.get("train"), dict):
+        tables["train"] = recipes.expanded(tables["train"], "train")
     file = parse(TrialFile, tables)
     method = MethodRef(name=file.method.name, params=file.method.model_extra or {})
     resolve(method, "method.name")

@@ -44,6 +44,7 @@ class DataConfig(Frozen):
     subset_seed: Seed = 0  # draws the validation split and the nested fractions
     val_size: int = Field(0, ge=0)  # held-out training images
     image_size: int | None = Field(None, ge=8, le=1024)  # rows and columns; None: the data set's own
+    channels: Literal[1, 3] | None = None  # grey (0.299 R + 0.587 G + 0.114 B), or three; None: the data set's own
     mean: tuple[float, ...] | None = None  # of each channel, for pixels in 0..1; None: the data set's
     std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
     folder: FolderRef | None = None

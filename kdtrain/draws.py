@@ -21,6 +21,7 @@ class Stream(IntEnum):
     TURNED_90 = 5  # the crops of turned images
     TURNED_180 = 6
     TURNED_270 = 7
+    TEST = 8  # the test split of a folder that has none
 
 
 def raw(seed: int, stream: Stream, place: int, shape: int | tuple[int, ...]) -> NDArray[np.uint64]:
@@ -47,3 +48,8 @@ def same_class(seed: int, epoch: int, labels: NDArray[np.int64]) -> NDArray[np.i
     numbers = raw(seed, Stream.PARTNERS, epoch, len(labels))
     places: NDArray[np.int64] = by_class[first[classes] + below(numbers, counts[classes])]
     return places
+
+
+def raw_of(seed: int, stream: Stream, place: int, index: int, n: int) -> NDArray[np.uint64]:
+    """As `raw`, n numbers of the one image `index`, which no other image has, nor `raw`."""
+    return np.random.Philox(key=seed, counter=[0, 1 + index, int(stream), place]).random_raw(n)

@@ -13,6 +13,7 @@ from kdtrain import checkpoint, data, methods, metrics
 from kdtrain.batches import Batches
 from kdtrain.build import nesterov, networks, trial_id
 from kdtrain.config import ConfigError, Recipe, TeacherRef, TrialConfig, Where
+from kdtrain.device import device_of
 from kdtrain.methods.base import Batch, Pretraining, first_rows
 from kdtrain.models.outputs import Model, Outputs
 from kdtrain.record import DivergedError, EpochRecord, TrialResult
@@ -38,7 +39,7 @@ class Training:
 
     def __init__(self, trial: TrialConfig, where: Where, state: bytes | None = None) -> None:
         self.trial, self.recipe, self.id = trial, trial.train, trial_id(trial)
-        self.device = _device(where)
+        self.device = device_of(where)
         torch.set_num_threads(where.cpus)
         images = data.load(trial.data, where, self.device)
         self.batches = Batches(images, trial)
@@ -143,7 +144,7 @@ class Training:
 
     def weights(self) -> bytes:
         """The student, with what its method needs to predict, as a safetensors file."""
-        return checkpoint.pack_weights(self.student.state_dict(), self.method.predictor(), self.id)
+        return checkpoint.pack_weights(self.student.state_dict(), self.method.predictor(), self.id, self.trial)
 
     def _restore(self, state: dict[str, Any]) -> None:
         if state["trial_id"] != self.id:
@@ -162,7 +163,7 @@ class Training:
             paths = [where.teacher_weights, *where.assistant_weights]
             path = dict(zip(refs, paths, strict=True))[ref]
             assert path is not None, "a teacher needs a file of weights"
-            checkpoint.load_teacher(model, path, ref.id)
+            checkpoint.load_teacher(model, path, ref.id, ref.model)
 
         return load
 
@@ -281,15 +282,3 @@ class _Plain:
     def __iter__(self) -> Iterator[tuple[Batch, Outputs | None]]:
         for batch in self.training.batches.plain("train"):
             yield batch, self.training._teach(batch.images)
-
-
-def _device(where: Where) -> torch.device:
-    if where.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(where.device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device must be one of this machine, but got {where.device!r} ({reason}).") from None
-    return device

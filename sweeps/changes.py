@@ -6,8 +6,9 @@ from typing import Any
 
 from kdtrain.config import ConfigError, canonical
 from sweeps.plan import Cell, Plan, expand
-from sweeps.spec import Spec, parse_text, sha256
+from sweeps.spec import parse_text, sha256
 from sweeps.store import Store
+from sweeps.tables import Spec
 from sweeps.words import count
 
 FREE = ("run", "sweep.cites", "data.root", "data.download")  # keys that are no part of any trial

@@ -2,6 +2,7 @@
 
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,9 +11,11 @@ from rich.console import Console
 
 from kdtrain.config import ConfigError
 from sweeps import changes, plan, show, spec
-from sweeps.job import Missing, missing
+from sweeps.job import Missing, missing, source_of
+from sweeps.published import bring
 from sweeps.schema import Status
 from sweeps.store import TEACHERS, Store, StoreError
+from sweeps.tables import Spec
 
 app = typer.Typer(
     help="Plan, run and watch sweeps of distillation trials.",
@@ -22,7 +25,7 @@ app = typer.Typer(
 )
 SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="The sweep's TOML file.")]
 Results = Annotated[str | None, typer.Option("--results", help="Folder or URI for results instead of run.results.")]
-Planned = tuple[spec.Spec, str, plan.Plan]
+Planned = tuple[Spec, str, plan.Plan]
 
 BAD_INPUT = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells do
@@ -87,11 +90,20 @@ def _prepare(planned: Planned, retry_failed: bool) -> Missing:
         own.probe()
         Store(loaded.run.results, TEACHERS).probe()
         spec.check_data(loaded)
+        todo = _bring(loaded, text, todo)
     changes.remember(text, own)
     return todo
 
 
-def _run(loaded: spec.Spec, todo: Missing, console: Console) -> bool:
+def _bring(loaded: Spec, text: str, todo: Missing) -> Missing:
+    """Measure the teachers that were trained elsewhere; ConfigError if one is not what the spec demands."""
+    source = source_of(loaded, text)
+    for teacher in todo.published:
+        bring(teacher, Store(loaded.run.results, TEACHERS), spec.where(loaded), source)
+    return replace(todo, published=[], trained=todo.trained | {teacher.ref.id for teacher in todo.published})
+
+
+def _run(loaded: Spec, todo: Missing, console: Console) -> bool:
     """Run what is missing; whether a trial could not be run."""
     blocked = todo.blocked
     if todo.jobs:

@@ -5,10 +5,42 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from kdtrain import methods
 from kdtrain.config import TrialConfig
+from kdtrain.data import info_of
+from kdtrain.models.cost import cost
 from sweeps.job import Job
 
 Row = Mapping[str, Any]
+
+
+def multiply_adds(trials: Iterable[TrialConfig]) -> float | None:
+    """The multiply-adds of training these trials: images x epochs x networks, as a measure for any machine.
+
+    An image costs the student's forward pass three times (the backward pass is counted as two), and that of its teacher
+    and of each assistant once. Stages before the epochs, losses, evaluation and probes are not counted. None if the
+    number of images of a data set is known only when it is read.
+    """
+    total = 0.0
+    for trial in trials:
+        info = info_of(trial.data)
+        if trial.probe is not None:
+            continue
+        if info.train_images is None:
+            return None
+        image = (info.num_classes, info.image_size, info.in_channels)
+        forward = [cost(name, *image).multiply_adds for name in _networks(trial)]
+        views = 4 if methods.rotated(trial.method) else 1
+        images = trial.data.fraction * (info.train_images - trial.data.val_size)
+        per_image = views * (3 * forward[0] + sum(forward[1:])) + methods.partners(trial.method) * forward[0]
+        total += trial.train.epochs * images * per_image
+    return total
+
+
+def _networks(trial: TrialConfig) -> list[str]:
+    """The student, its teacher and its assistants."""
+    refs = [*([trial.teacher] if trial.teacher else []), *(trial.assistants or ())]
+    return [trial.student, *(ref.model for ref in refs)]
 
 
 class Cost:
@@ -21,14 +53,16 @@ class Cost:
         self._same: dict[tuple[Any, ...], list[float]] = defaultdict(list)  # seconds an epoch, fraction alike
         self._scaled: dict[tuple[Any, ...], list[float]] = defaultdict(list)  # seconds an epoch at fraction 1
         for row in rows:
-            if row["train_seconds"]:  # null unless completed
+            if row["train_seconds"] and row["source_id"] is None:  # null unless completed; probes take next to nothing
                 seconds = row["train_seconds"] / row["epochs"]
                 key = (row["dataset"], row["student"], row["teacher"], row["method"], row["precision"], row["cpus"])
                 self._same[*key, row["fraction"]].append(seconds)
                 self._scaled[key].append(seconds / row["fraction"])
 
     def seconds(self, trial: TrialConfig, cpus: int) -> float | None:
-        """The median of like trials, else scaled from other fractions; None without any."""
+        """The median of like trials, else scaled from other fractions; None without any. Probes take no time."""
+        if trial.probe is not None:
+            return 0.0
         key = (trial.data.dataset, trial.student, trial.teacher and trial.teacher.model, trial.method.name,
                trial.train.precision, cpus)  # fmt: skip
         fraction, epochs = trial.data.fraction, trial.train.epochs
@@ -44,7 +78,7 @@ class Cost:
         seconds = {key: value for key, value in known.items() if value is not None}
         if len(seconds) == len(known):
             return seconds
-        return {job.id: job.trial.data.fraction * job.trial.train.epochs for job in jobs}
+        return {job.id: 0.0 if job.trial.probe else job.trial.data.fraction * job.trial.train.epochs for job in jobs}
 
     def total(self, trials: Iterable[TrialConfig], cpus: int) -> tuple[float, int]:
         """The seconds of all trials for which they are known, and the number of those for which they are not."""

@@ -5,16 +5,21 @@ from dataclasses import dataclass
 
 from kdtrain.config import Frozen, MethodRef, TrialConfig, Where
 from sweeps import rows
-from sweeps.plan import Plan, teachers_of
+from sweeps.plan import Plan, requirements
+from sweeps.published import Published, is_measured
 from sweeps.schema import Status
-from sweeps.spec import Spec, absolute, sha256
+from sweeps.spec import absolute, sha256
 from sweeps.spec import where as spec_where
 from sweeps.store import TEACHERS, Store
+from sweeps.tables import Spec
 
 
 def describe(trial: TrialConfig) -> str:
     """A trial in a few words: method with the parameters that are not its defaults, networks, fraction, seed."""
     teacher = f"{trial.teacher.model}/" if trial.teacher else ""
+    if trial.probe is not None:
+        how = f"{_method(trial.method)} {teacher}{trial.student} seed {trial.seed}"
+        return f"probe of {how} on {trial.data.dataset}"
     return f"{_method(trial.method)} {teacher}{trial.student} fraction {trial.data.fraction:g} seed {trial.seed}"
 
 
@@ -35,21 +40,22 @@ class Job(Frozen):
     """One trial as it is sent to a worker."""
 
     id: str
-    role: str  # "student" or "teacher"
+    role: str  # "student", "teacher" or "probe"
     trial: TrialConfig
     where: Where
     results: str
     source: dict[str, str]  # sweep, spec_sha256, git_commit
+    keeps_weights: bool  # whether the weights of its student are stored
 
     @property
-    def teacher_ids(self) -> frozenset[str]:
-        """The ids of the teacher and the assistants that must be trained before."""
-        return frozenset(ref.id for ref in teachers_of(self.trial))
+    def requirements(self) -> frozenset[str]:
+        """The ids of what must be trained before."""
+        return frozenset(requirements(self.trial))
 
     @property
     def label(self) -> str:
         """The trial in a few words."""
-        return describe(self.trial) if self.role == "student" else describe_teacher(self.trial)
+        return describe_teacher(self.trial) if self.role == "teacher" else describe(self.trial)
 
     @property
     def store(self) -> Store:
@@ -59,7 +65,7 @@ class Job(Frozen):
 
 @dataclass(frozen=True)
 class Blocked:
-    """A job that cannot be run, because a teacher that it needs, or that its assistants need, failed."""
+    """A job that cannot be run, because a trial that it needs, or that one of those needs, failed."""
 
     job: Job
     by: str  # the one that failed, in a few words
@@ -69,17 +75,18 @@ class Blocked:
 class Missing:
     """What a sweep still has to do."""
 
-    jobs: list[Job]  # teachers, each before those that learn from it, then students
-    trained: set[str]  # ids of the plan's teachers that are trained
-    blocked: list[Blocked]  # by teachers that failed in an earlier run
+    jobs: list[Job]  # teachers, each before those that learn from it, then students, then probes
+    published: list[Published]  # teachers with weights from elsewhere that are not measured yet
+    trained: set[str]  # ids of teachers, and of students that are probed, whose weights are stored
+    blocked: list[Blocked]  # by trials that failed in an earlier run
     done: int  # trials of the plan that have ended
 
 
 def blocked_by(failed: Mapping[str, str], jobs: Iterable[Job]) -> list[Blocked]:
-    """The jobs that need a failed teacher, themselves or through an assistant. `failed`: ids to a few words."""
+    """The jobs that need a failed trial, themselves or through another. `failed`: ids to a few words."""
     lost, left, blocked = dict(failed), list(jobs), list[Blocked]()
-    while found := [job for job in left if job.teacher_ids & lost.keys()]:
-        blocked += [Blocked(job, next(by for key, by in lost.items() if key in job.teacher_ids)) for job in found]
+    while found := [job for job in left if job.requirements & lost.keys()]:
+        blocked += [Blocked(job, next(by for key, by in lost.items() if key in job.requirements)) for job in found]
         lost |= {other.job.id: other.by for other in blocked}
         left = [job for job in left if job.id not in lost]
     return blocked
@@ -87,34 +94,63 @@ def blocked_by(failed: Mapping[str, str], jobs: Iterable[Job]) -> list[Blocked]:
 
 def missing(spec: Spec, text: str, plan: Plan, retry_failed: bool) -> Missing:
     """Subtract what the store has from the plan. With `retry_failed`, failed and diverged trials count as missing."""
-    trials, teachers = Store(spec.run.results, spec.sweep.name), Store(spec.run.results, TEACHERS)
+    own, teachers = Store(spec.run.results, spec.sweep.name), Store(spec.run.results, TEACHERS)
     ended, ended_teachers = (
         {
-            row["trial_id"]: row["status"]
-            for row in store.read_trials(planned).select(["trial_id", "status"]).to_pylist()
-            if not (retry_failed and row["status"] in (Status.FAILED, Status.DIVERGED))
+            key: status
+            for key, status in store.statuses(planned).items()
+            if not (retry_failed and status in (Status.FAILED, Status.DIVERGED))
         }
-        for store, planned in ((trials, plan.trials), (teachers, plan.teachers))
+        for store, planned in ((own, plan.trials), (teachers, plan.teachers))
     )
-    # A teacher whose weights are gone is trained again.
-    weights = teachers.ids("models")
+    probed = {trial.probe.source for trial in plan.trials.values() if trial.probe is not None}
+    # A network whose weights are gone is trained again where others need it.
+    weights = teachers.ids("models") | own.ids("models")
     over = {key for key, status in ended_teachers.items() if status != Status.COMPLETED or key in weights}
-    trained = {key for key in over if ended_teachers[key] == Status.COMPLETED}
-    failed = {key: describe_teacher(plan.teachers[key]) for key in over - trained}
     todo = {key: trial for key, trial in plan.trials.items() if key not in ended}
-    source = {"sweep": spec.sweep.name, "spec_sha256": sha256(text), "git_commit": rows.git_commit()}
+    wanted = {trial.probe.source for trial in todo.values() if trial.probe is not None}
+    todo |= {key: plan.trials[key] for key in wanted & ended.keys() - weights if ended[key] == Status.COMPLETED}
+    statuses = {**{key: ended[key] for key in probed & ended.keys()}, **{key: ended_teachers[key] for key in over}}
+    trained = {key for key, status in statuses.items() if status == Status.COMPLETED and key in weights}
+    measured = [teacher for teacher in plan.published.values() if is_measured(teacher, teachers)]
+    trained |= {teacher.ref.id for teacher in measured}
+    jobs = _jobs(spec, text, plan, todo, _absent(todo.values(), plan, over), probed)
+    failed = {
+        key: describe_teacher(plan.teachers[key]) if key in plan.teachers else describe(plan.trials[key])
+        for key, status in statuses.items()
+        if status != Status.COMPLETED
+    }
+    blocked = blocked_by(failed, jobs)
+    out = {other.job.id for other in blocked}
+    return Missing(
+        jobs=[other for other in jobs if other.id not in out],
+        published=[teacher for teacher in plan.published.values() if teacher not in measured],
+        trained=trained,
+        blocked=blocked,
+        done=len(plan.trials.keys() - todo.keys()),
+    )
+
+
+def source_of(spec: Spec, text: str) -> dict[str, str]:
+    """What all rows of a run say of their origin."""
+    return {"sweep": spec.sweep.name, "spec_sha256": sha256(text), "git_commit": rows.git_commit()}
+
+
+def _jobs(
+    spec: Spec, text: str, plan: Plan, todo: Mapping[str, TrialConfig], teachers: Iterable[str], probed: Collection[str]
+) -> list[Job]:
+    """The jobs of teachers, students and probes. `probed`: ids of networks that a probe of the plan takes."""
+    source = source_of(spec, text)
     # The driver has fetched the images.
     where, results = spec_where(spec).model_copy(update={"download": False}), absolute(spec.run.results)
 
     def job(role: str, key: str, trial: TrialConfig) -> Job:
-        return Job(id=key, role=role, trial=trial, where=where, results=results, source=source)
+        keeps = role == "teacher" or (role == "student" and (spec.run.keep_weights or key in probed))
+        return Job(id=key, role=role, trial=trial, where=where, results=results, source=source, keeps_weights=keeps)
 
-    absent = _absent(todo.values(), plan, over)
-    jobs = [job("teacher", key, plan.teachers[key]) for key in absent]
-    jobs += [job("student", key, trial) for key, trial in todo.items()]
-    blocked = blocked_by(failed, jobs)
-    out = {other.job.id for other in blocked}
-    return Missing([other for other in jobs if other.id not in out], trained, blocked, done=len(ended))
+    jobs = [job("teacher", key, plan.teachers[key]) for key in teachers]
+    jobs += [job("student", key, trial) for key, trial in todo.items() if trial.probe is None]
+    return jobs + [job("probe", key, trial) for key, trial in todo.items() if trial.probe is not None]
 
 
 def _absent(trials: Iterable[TrialConfig], plan: Plan, over: Collection[str]) -> list[str]:
@@ -122,10 +158,10 @@ def _absent(trials: Iterable[TrialConfig], plan: Plan, over: Collection[str]) ->
     found: dict[str, None] = {}
 
     def visit(trial: TrialConfig) -> None:
-        for ref in teachers_of(trial):
-            if ref.id not in over and ref.id not in found:
-                visit(plan.teachers[ref.id])
-                found[ref.id] = None
+        for key in requirements(trial):
+            if key in plan.teachers and key not in over and key not in found:
+                visit(plan.teachers[key])
+                found[key] = None
 
     for trial in trials:
         visit(trial)

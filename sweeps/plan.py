@@ -9,7 +9,10 @@ from typing import Any
 from kdtrain.build import check, trial_id
 from kdtrain.config import ConfigError, MethodRef, Recipe, TeacherRef, TrialConfig, parse, unknown
 from kdtrain.methods import METHODS, assistants, for_assistant, needs, self_taught
-from sweeps.spec import Override, Spec, data_config, method_entry, split_pair
+from sweeps.probes import of_published, of_teacher, probes
+from sweeps.published import Published, published
+from sweeps.spec import data_config
+from sweeps.tables import Override, Spec, method_entry, split_pair
 
 Axes = dict[str, Any]
 Teachers = dict[str, TrialConfig]  # by id, each after those that it learns from itself
@@ -28,42 +31,56 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """All trials of a sweep by id, and the teachers and assistants that they need by id."""
+    """All trials of a sweep by id, its probes among them, and the teachers and assistants that they need by id."""
 
     cells: list[Cell]
     trials: dict[str, TrialConfig]
-    teachers: Teachers
+    teachers: Teachers  # those to be trained
+    published: dict[str, Published]  # those whose weights were trained elsewhere
 
 
 def expand(spec: Spec) -> Plan:
     """The plan of a spec. ConfigError if any trial could not start, or an override matches nothing."""
-    cells: list[Cell] = []
-    trials: dict[str, TrialConfig] = {}
-    teachers: Teachers = {}
+    plan = Plan([], {}, {}, _published(spec))
     used: set[int] = set()
     seen: dict[tuple[str, str], Axes] = {}
     for axes, method in _product(spec):
         try:
-            trial, own = _trial(spec, axes, method, used)
+            trial, own = _trial(spec, axes, method, used, plan.published)
             check(trial)
-            _check_teachers(teacher for key, teacher in own.items() if key not in teachers)
+            _check_teachers(teacher for key, teacher in own.items() if key not in plan.teachers)
         except ConfigError as error:
             raise ConfigError(f"{error} (in the trial {describe(axes)})") from None
-        teachers |= own
+        plan.teachers.update(own)
         key = trial_id(trial)
         if (first := seen.setdefault((axes["pair"], key), axes)) is not axes:
             raise ConfigError(f"two cells of the grid are one trial: {describe(first)}; and {describe(axes)}.")
-        trials[key] = trial
-        cells.append(Cell(axes, key))
+        plan.trials[key] = trial
+        plan.cells.append(Cell(axes, key))
     for i, override in enumerate(spec.override):
         if i not in used:
             raise ConfigError(f"override[{i}].when must match a trial, but got {override.when!r}.")
-    return Plan(cells, trials, teachers)
+    _add_probes(spec, plan)
+    return plan
 
 
-def teachers_of(trial: TrialConfig) -> list[TeacherRef]:
-    """The teacher and the assistants of a trial: what must be trained before it."""
-    return [*([trial.teacher] if trial.teacher else []), *(trial.assistants or ())]
+def _add_probes(spec: Spec, plan: Plan) -> None:
+    """Add the probes of all networks that the plan has so far."""
+    networks = [(cell.axes, cell.trial_id, plan.trials[cell.trial_id]) for cell in plan.cells]
+    networks += [of_teacher(key, trial) for key, trial in plan.teachers.items()]
+    networks += [of_published(teacher) for teacher in plan.published.values()]
+    for axes, trial in probes(spec, networks):
+        check(trial)
+        key = trial_id(trial)
+        plan.trials[key] = trial
+        plan.cells.append(Cell(axes, key))
+
+
+def requirements(trial: TrialConfig) -> list[str]:
+    """The ids of what must be trained before a trial: its teacher and assistants; of a probe, its student."""
+    if trial.probe is not None:
+        return [trial.probe.source]
+    return [ref.id for ref in (*([trial.teacher] if trial.teacher else []), *(trial.assistants or ()))]
 
 
 def describe(axes: Mapping[str, Any]) -> str:
@@ -84,8 +101,17 @@ def _product(spec: Spec) -> Iterator[tuple[Axes, MethodRef]]:
             yield axes, MethodRef(name=method.name, params=params)
 
 
-def _trial(spec: Spec, axes: Axes, method: MethodRef, used: set[int]) -> tuple[TrialConfig, Teachers]:
-    """The trial of a cell, and those of its teacher and assistants."""
+def _published(spec: Spec) -> dict[str, Published]:
+    """The teachers of pairs whose weights the spec names, by architecture."""
+    names = dict.fromkeys(teacher for teacher, _ in map(split_pair, spec.grid.pair) if teacher is not None)
+    entries = {name: entry for name in names if (entry := spec.weights_of(name)) is not None}
+    return {name: published(name, entry, data_config(spec)) for name, entry in entries.items()}
+
+
+def _trial(
+    spec: Spec, axes: Axes, method: MethodRef, used: set[int], ready: Mapping[str, Published]
+) -> tuple[TrialConfig, Teachers]:
+    """The trial of a cell, and those of its teacher and assistants. `ready`: teachers with weights."""
     teacher_name, student = split_pair(axes["pair"])
     recipe = {**spec.train.model_dump(), **{key: axes[key] for key in spec.recipe_axes}}
     params = dict(method.params)
@@ -96,42 +122,51 @@ def _trial(spec: Spec, axes: Axes, method: MethodRef, used: set[int]) -> tuple[T
                 raise ConfigError(f"override[{i}].set must not set what the grid says, but sets {min(taken)}.")
             _apply(override, i, recipe, params, method.name)
     trial = TrialConfig(
-        data=data_config(spec.data, axes["fraction"]),
+        data=data_config(spec, axes["fraction"]),
         train=parse(Recipe, recipe, "train"),
         student=student,
         method=MethodRef(name=method.name, params=params),
         seed=axes["seed"],
         view_seed=spec.data.view_seed,
     )
-    return _taught(spec, trial, teacher_name)
+    return _taught(spec, trial, teacher_name, ready)
 
 
-def _taught(spec: Spec, trial: TrialConfig, teacher_name: str | None) -> tuple[TrialConfig, Teachers]:
+def _taught(
+    spec: Spec, trial: TrialConfig, teacher_name: str | None, ready: Mapping[str, Published]
+) -> tuple[TrialConfig, Teachers]:
     """The trial with the teacher and the assistants that its method needs, and their trials.
 
     A teacher of the student's own architecture and assistants are part of the method: they see the trial's images and
     have its recipe.
     """
     own = {"seed": spec.teacher.seed, "view_seed": None}  # one for all trials of what is part of a method
+    teachers: Teachers = {}
     if self_taught(trial.method):
-        teacher = trial.model_copy(update={**own, "method": MethodRef(name="vanilla")})
+        teacher = _add(trial.model_copy(update={**own, "method": MethodRef(name="vanilla")}), teachers)
     elif teacher_name is None or not needs(trial.method):
         return trial, {}
+    elif teacher_name in ready:
+        teacher = ready[teacher_name].ref
     else:
-        teacher = TrialConfig(
-            data=data_config(spec.data, spec.teacher.fraction),
-            train=spec.teacher_recipe,
-            student=teacher_name,
-            method=spec.teacher_method,
-            seed=spec.teacher.seed,
-        )
-    teachers: Teachers = {}
-    taught = trial.model_copy(update={"teacher": _add(teacher, teachers)})
+        teacher = _add(pair_teacher(spec, teacher_name), teachers)
+    taught = trial.model_copy(update={"teacher": teacher})
     refs: list[TeacherRef] = []
     for model in assistants(trial.method):
         how = {"student": model, "method": for_assistant(trial.method, model), "assistants": tuple(refs) or None}
         refs.append(_add(taught.model_copy(update={**own, **how}), teachers))
     return taught.model_copy(update={"assistants": tuple(refs) or None}), teachers
+
+
+def pair_teacher(spec: Spec, model: str) -> TrialConfig:
+    """The trial of a teacher of the pairs."""
+    return TrialConfig(
+        data=data_config(spec, spec.teacher.fraction),
+        train=spec.teacher_recipe,
+        student=model,
+        method=spec.teacher_method,
+        seed=spec.teacher.seed,
+    )
 
 
 def _add(teacher: TrialConfig, teachers: Teachers) -> TeacherRef:

@@ -13,22 +13,25 @@ from typing import Any
 
 from kdtrain import methods
 from kdtrain.build import nesterov, trial_id
-from kdtrain.config import TrialConfig, canonical
+from kdtrain.config import DataConfig, TeacherRef, TrialConfig, canonical
+from kdtrain.metrics import Metrics
 from kdtrain.record import EpochRecord, TrialResult
-from sweeps.schema import METRICS, Status
+from sweeps.schema import IDENTITY, METRICS, PUBLISHED, Status
 
 Row = dict[str, Any]
 _METRICS = [field.name for field in METRICS]
-_DATA = {"dataset", "fraction", "subset_seed", "val_size"}
 
 
 def identity(trial: TrialConfig, role: str) -> Row:
-    """The identity columns of a trial; `role` is "student" or "teacher"."""
+    """The identity columns of a trial; `role` is "student", "teacher" or "probe"."""
     recipe = trial.train.model_dump(exclude={"lr_milestones", "nesterov"})
     return {
         "trial_id": trial_id(trial),
         "role": role,
-        **trial.data.model_dump(include=_DATA),
+        **data(trial.data),
+        "source_id": trial.probe and trial.probe.source,
+        "source_dataset": trial.probe and trial.probe.dataset,
+        "probe": trial.probe and canonical(trial.probe.model_dump(mode="json", include={"lrs", "holdout"})),
         "teacher": trial.teacher and trial.teacher.model,
         "teacher_id": trial.teacher and trial.teacher.id,
         "self_taught": methods.self_taught(trial.method),
@@ -45,6 +48,29 @@ def identity(trial: TrialConfig, role: str) -> Row:
     }
 
 
+def published(teacher: TeacherRef, source: str, config: DataConfig) -> Row:
+    """The identity columns of a teacher whose weights were trained elsewhere: of its recipe nothing is known."""
+    return {
+        **dict.fromkeys(field.name for field in IDENTITY),
+        "trial_id": teacher.id,
+        "role": "teacher",
+        **data(config),
+        "self_taught": False,
+        "student": teacher.model,
+        "method": PUBLISHED,
+        "method_version": "1",
+        "params": canonical({"source": source}),
+    }
+
+
+def data(config: DataConfig) -> Row:
+    """The columns that say which images."""
+    folder = config.folder and config.folder.sha256
+    name = config.dataset if folder is None else f"folder:{Path(config.dataset).name}"  # wherever it lies
+    as_lists = {key: value and list(value) for key, value in (("mean", config.mean), ("std", config.std))}
+    return {**config.model_dump(exclude={"folder"}), **as_lists, "dataset": name, "folder_sha256": folder}
+
+
 def epoch(trial_id: str, record: EpochRecord) -> Row:
     """A row of EPOCHS."""
     return {"trial_id": trial_id, **asdict(record)}
@@ -54,6 +80,13 @@ def outcome(status: Status, epochs_done: int, error: tuple[str, str] | None = No
     """The outcome columns; `error` is (type, traceback)."""
     error_type, text = error or (None, None)
     return {"status": status.value, "error_type": error_type, "error": text, "epochs_done": epochs_done}
+
+
+def measured(found: Metrics) -> Row:
+    """The metrics columns of a network that was not trained here."""
+    told = asdict(found)
+    recall = told.pop("class_recall")
+    return dict.fromkeys(_METRICS) | {f"test_{key}": value for key, value in told.items()} | {"class_recall": recall}
 
 
 def metrics(result: TrialResult | None) -> Row:

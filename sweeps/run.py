@@ -28,8 +28,8 @@ from sweeps.job import Blocked, Job, Missing
 from sweeps.progress import Progress
 from sweeps.schema import Status
 from sweeps.search import PlannedSearch
-from sweeps.spec import RunTable
 from sweeps.store import StoreError
+from sweeps.tables import RunTable
 from sweeps.trainable import TrialTrainable
 
 PENDING = 16  # trials that wait for workers where the cluster has none yet

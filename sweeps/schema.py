@@ -18,7 +18,8 @@ class Status(StrEnum):
     FAILED = "failed"
 
 
-VERSION = "2"
+VERSION = "3"
+PUBLISHED = "published"  # stands for the method of a teacher whose weights were trained elsewhere
 _METADATA = {"kdsweep.schema": VERSION}
 _UTC = pa.timestamp("ms", tz="UTC")
 
@@ -29,11 +30,19 @@ def _field(name: str, kind: pa.DataType, *, null: bool = False) -> pa.Field:
 
 IDENTITY = [
     _field("trial_id", pa.string()),
-    _field("role", pa.string()),  # "student" or "teacher"
+    _field("role", pa.string()),  # "student", "teacher" or "probe"
     _field("dataset", pa.string()),
     _field("fraction", pa.float64()),
     _field("subset_seed", pa.int64()),
     _field("val_size", pa.int64()),
+    _field("image_size", pa.int64(), null=True),  # null, as the next three: the data set's own
+    _field("channels", pa.int64(), null=True),
+    _field("mean", pa.list_(pa.float64()), null=True),
+    _field("std", pa.list_(pa.float64()), null=True),
+    _field("folder_sha256", pa.string(), null=True),  # of a person's own images
+    _field("source_id", pa.string(), null=True),  # of a probe: the trial whose student it is; so are the next two
+    _field("source_dataset", pa.string(), null=True),
+    _field("probe", pa.string(), null=True),  # how the learning rate was chosen, canonical JSON
     _field("teacher", pa.string(), null=True),  # null where the method looks at no teacher
     _field("teacher_id", pa.string(), null=True),
     _field("self_taught", pa.bool_()),  # the teacher is of the student's architecture whatever the pair
@@ -42,18 +51,21 @@ IDENTITY = [
     _field("method", pa.string()),
     _field("method_version", pa.string()),
     _field("params", pa.string()),  # the method's full configuration, canonical JSON
-    _field("epochs", pa.int64()),
-    _field("batch_size", pa.int64()),
-    _field("lr", pa.float64()),
-    _field("lr_milestones", pa.list_(pa.int64())),
-    _field("lr_gamma", pa.float64()),
-    _field("momentum", pa.float64()),
-    _field("nesterov", pa.bool_()),
-    _field("weight_decay", pa.float64()),
-    _field("augment", pa.bool_()),
-    _field("precision", pa.string()),
-    _field("seed", pa.int64()),
-    _field("view_seed", pa.int64()),
+    # The recipe and the seeds: null of a teacher whose weights were trained elsewhere.
+    _field("epochs", pa.int64(), null=True),
+    _field("batch_size", pa.int64(), null=True),
+    _field("lr", pa.float64(), null=True),
+    _field("lr_milestones", pa.list_(pa.int64()), null=True),
+    _field("lr_gamma", pa.float64(), null=True),
+    _field("momentum", pa.float64(), null=True),
+    _field("nesterov", pa.bool_(), null=True),
+    _field("warmup_epochs", pa.int64(), null=True),  # null: none
+    _field("drop_last", pa.bool_(), null=True),  # null: the last, smaller batch is kept
+    _field("weight_decay", pa.float64(), null=True),
+    _field("augment", pa.bool_(), null=True),
+    _field("precision", pa.string(), null=True),
+    _field("seed", pa.int64(), null=True),
+    _field("view_seed", pa.int64(), null=True),
 ]
 OUTCOME = [
     _field("status", pa.string()),

@@ -1,4 +1,4 @@
-"""The order in which trials are handed to Ray Tune: teachers first, a student when its teachers are ready."""
+"""The order in which trials are handed to Ray Tune: teachers first, each when the networks that it needs are ready."""
 
 import time
 from collections.abc import Iterable
@@ -17,8 +17,9 @@ IDLE_SHARE, IDLE_MIN, IDLE_MAX = 0.03, 0.3, 60.0
 class PlannedSearch(Searcher):
     """Hands Tune each planned job once. Tune's own trial ids map to jobs in `jobs`.
 
-    A job waits until its teacher and all its assistants are trained; if one of them fails, or one that
-    they need, it is never handed out and ends in `blocked`. `trained` holds the ids of those that are trained.
+    A job waits until all that it needs is trained: its teacher and assistants, of a probe its student. If one of
+    those fails, or one that they need, it is never handed out and ends in `blocked`. `trained` holds the ids of those
+    that are trained.
 
     Where Tune asks and nothing is ready, it gets a trial that idles for a while, and asks again: told that
     there is nothing yet, Tune would end the idle worker, and starting one anew takes seconds.
@@ -38,7 +39,7 @@ class PlannedSearch(Searcher):
         if not self.waiting:
             return Searcher.FINISHED
         for i, job in enumerate(self.waiting):
-            if job.teacher_ids <= self.trained:
+            if job.requirements <= self.trained:
                 self.jobs[trial_id], self.idle_since = self.waiting.pop(i), None
                 return {"job": job.model_dump_json()}
         if len(self.idle) >= len(self.waiting):  # more workers than there will be work for
@@ -48,12 +49,12 @@ class PlannedSearch(Searcher):
         return {"idle": min(max(IDLE_SHARE * (time.monotonic() - self.idle_since), IDLE_MIN), IDLE_MAX)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Let those go that waited for a trained teacher; give up all that need a failed one."""
+        """Let those go that waited for a trained network; give up all that need a failed one."""
         self.idle.discard(trial_id)
         if result and "store_error" in result:  # nothing more can be stored, so nothing more is begun
             self.waiting = []
         job = self.jobs.get(trial_id)
-        if job is None or job.role != "teacher":
+        if job is None:
             return
         if not error and result and result.get("status") == Status.COMPLETED:
             self.trained.add(job.id)
@@ -71,9 +72,9 @@ class PlannedSearch(Searcher):
 
 
 def _priority(job: Job) -> tuple[int, float]:
-    """Teachers and assistants, then students that need none (they fill the machine meanwhile), then the others.
+    """Teachers and assistants, then students that need none (they fill the machine meanwhile), the others, then probes.
 
     Within each the longest first, so that no worker is left alone with a long trial at the end.
     """
-    kind = 0 if job.role == "teacher" else 2 if job.teacher_ids else 1
+    kind = {"teacher": 0, "student": 2 if job.requirements else 1, "probe": 3}[job.role]
     return kind, -job.trial.data.fraction * job.trial.train.epochs

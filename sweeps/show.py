@@ -10,16 +10,16 @@ from rich.console import Console
 from rich.table import Table
 
 from kdtrain.config import canonical
-from sweeps.cost import Cost
+from sweeps.cost import Cost, multiply_adds
 from sweeps.job import Missing, describe, describe_teacher, missing
 from sweeps.plan import Cell, Plan
 from sweeps.schema import Status
-from sweeps.spec import Spec
 from sweeps.store import TEACHERS, Store
+from sweeps.tables import Spec
 from sweeps.words import count, duration
 
 COST_COLUMNS = [
-    "dataset", "student", "teacher", "method", "precision", "cpus", "fraction", "epochs", "train_seconds",
+    "dataset", "student", "teacher", "method", "precision", "cpus", "fraction", "epochs", "train_seconds", "source_id",
 ]  # fmt: skip
 
 
@@ -36,10 +36,15 @@ def show_plan(spec: Spec, text: str, plan: Plan, console: Console) -> None:
     title = f"{spec.sweep.name}: {count(len(plan.trials), 'trial')} of {spec.data.dataset}"
     console.print(f"{title} ({spec.sweep.cites})" if spec.sweep.cites else title, soft_wrap=True)
     console.print(_cells_table(plan, absent))
+    for named in plan.published.values():
+        state = "to measure" if named in todo.published else "measured"
+        console.print(f"teacher {named.ref.model} from {named.source} ({named.ref.id[:16]}): {state}", soft_wrap=True)
     for key, teacher in plan.teachers.items():
         state = "trained" if key in todo.trained else "to train" if key in absent else "not needed, or failed"
         console.print(f"{describe_teacher(teacher)} ({key}): {state}", soft_wrap=True)
     console.print(f"{todo.done} of {len(plan.trials)} trials are done.")
+    if (total := multiply_adds([*plan.trials.values(), *plan.teachers.values()])) is not None:
+        console.print(f"Training all of it takes {total:.1e} multiply-adds.")
     if todo.jobs:
         console.print(_estimate(spec, todo), soft_wrap=True)
 
@@ -83,7 +88,9 @@ def _cells_table(plan: Plan, absent: set[str]) -> Table:
         table.add_column(header)
     for cells in lines.values():
         axes = cells[0].axes
-        own = [f"{key}={value}" for key, value in axes.items() if key not in ("method", "pair", "fraction", "seed")]
+        shown = ("method", "pair", "fraction", "seed", "probe")
+        own = [f"{key}={value}" for key, value in axes.items() if key not in shown]
+        own += [f"-> {axes['probe']}"] if "probe" in axes else []
         seeds = [str(cell.axes["seed"]) for cell in cells if cell.trial_id in absent]
         done = f"{len(cells) - len(seeds)}/{len(cells)}"
         table.add_row(" ".join([axes["method"], *own]), axes["pair"], f"{axes['fraction']:g}", done, " ".join(seeds))

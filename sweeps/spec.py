@@ -1,130 +1,21 @@
-"""A sweep's TOML file as a frozen Spec: shapes, ranges and names checked, key paths in every error."""
+"""From a sweep's TOML file to a frozen Spec: ranges and names checked, key paths in every error."""
 
 import hashlib
 import tomllib
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import AfterValidator, ConfigDict, Field
 
-from kdtrain import data, models, subset
-from kdtrain.config import ConfigError, DataConfig, Frozen, MethodRef, Recipe, Seed, Where, parse, unknown
+from kdtrain import data, models, recipes, subset
+from kdtrain.config import ConfigError, DataConfig, MethodRef, Recipe, Where, parse, unknown
+from kdtrain.data.folder import PREFIX as FOLDER
+from kdtrain.data.folder import reference
 from kdtrain.methods import needs, resolve
 from sweeps.store import TEACHERS
-
-
-def _distinct(values: list[Any]) -> list[Any]:
-    if len({repr(value) for value in values}) < len(values):
-        raise ValueError("must not repeat a value")
-    return values
-
-
-def _whole_or_share(gpus: float) -> float:
-    # Shares other than 1/n would straddle two GPUs.
-    if gpus < 0 or (gpus != round(gpus) and not (gpus < 1 and abs(1 / gpus - round(1 / gpus)) < 1e-6)):
-        raise ValueError("must be a whole number or 1/n")
-    return gpus
-
-
-Axis = AfterValidator(_distinct)
-Fraction = Annotated[float, Field(gt=0, le=1)]
-
-
-class SweepTable(Frozen):
-    """[sweep]: what the sweep is called, and the table of a paper that it repeats."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    cites: str = ""
-
-
-class DataTable(Frozen):
-    """[data]: the images, and where they lie."""
-
-    dataset: str
-    subset_seed: Seed = 0
-    val_size: int = Field(0, ge=0)
-    view_seed: Seed | None = None
-    image_size: int | None = None  # this and the next two: as in DataConfig
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    root: str = "data"
-    download: bool = False
-    skip_corrupt: bool = False
-
-
-class TeacherTable(Frozen):
-    """[teacher]: how teachers are trained where that differs from [train]. Further keys: fields of the recipe."""
-
-    model_config = ConfigDict(extra="allow")
-
-    fraction: Fraction = 1.0
-    seed: Seed = 0  # also of the assistants
-    method: str | dict[str, Any] = "vanilla"  # a name, or { name = ..., PARAM = ... }; one that needs no teacher
-
-
-class Grid(Frozen):
-    """[grid]: the product of its lists. Further keys: fields of the recipe, and one table a method."""
-
-    model_config = ConfigDict(extra="allow")
-
-    pair: Annotated[list[str], Axis] = Field(min_length=1)  # "teacher/student", or "student" without a teacher
-    method: Annotated[list[str | dict[str, Any]], Axis] = Field(min_length=1)  # a name, or { name = ..., PARAM = ... }
-    fraction: Annotated[list[Fraction], Axis] = Field([1.0], min_length=1)
-    seed: Annotated[list[Seed], Axis] = Field(min_length=1)
-
-
-class Override(Frozen):
-    """[[override]]: where the axes match `when`, `set` replaces fields of the recipe or of the method."""
-
-    when: dict[str, Any] = Field(default_factory=dict)
-    set: dict[str, Any] = Field(min_length=1)
-
-
-class RunTable(Frozen):
-    """[run]: resources of each trial and where results go; no part of any trial's identity."""
-
-    results: str = Field("results", min_length=1)
-    cache: str | None = Field(None, min_length=1)  # folder of prepared images on each machine; None: in data.root
-    cpus: int = Field(1, ge=1)
-    gpus: Annotated[float, AfterValidator(_whole_or_share)] | None = None  # None: 1 where there are GPUs, else 0
-    max_concurrent: int | None = Field(None, ge=1)
-    max_failures: int = Field(3, ge=0)  # restarts of a trial whose worker died
-
-
-class Spec(Frozen):
-    """A whole sweep."""
-
-    sweep: SweepTable
-    data: DataTable
-    train: Recipe = Recipe()
-    teacher: TeacherTable = TeacherTable()
-    grid: Grid
-    override: list[Override] = Field(default_factory=list)
-    run: RunTable = RunTable()
-
-    @property
-    def teacher_recipe(self) -> Recipe:
-        """The recipe of the teachers: [train] with what [teacher] changes."""
-        return parse(Recipe, {**self.train.model_dump(), **(self.teacher.model_extra or {})}, "teacher")
-
-    @property
-    def teacher_method(self) -> MethodRef:
-        """The method by which the teachers are trained."""
-        return method_entry(self.teacher.method)
-
-    @property
-    def recipe_axes(self) -> dict[str, list[Any]]:
-        """The lists of [grid] that vary fields of the recipe."""
-        extra = self.grid.model_extra or {}
-        return {key: values for key, values in extra.items() if key in Recipe.model_fields}
-
-    @property
-    def method_axes(self) -> dict[str, dict[str, list[Any]]]:
-        """The tables of [grid] that vary parameters of one method: {method: {parameter: values}}."""
-        extra = self.grid.model_extra or {}
-        return {key: table for key, table in extra.items() if key not in Recipe.model_fields}
+from sweeps.tables import Grid, Spec, method_entry, split_pair
 
 
 def read(path: Path) -> tuple[Spec, str]:
@@ -143,11 +34,16 @@ def parse_text(text: str, name: str = "spec") -> Spec:
         tables = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{name} is not TOML: {error}.") from None
+    for key in ("train", "teacher"):
+        if isinstance(tables.get(key), dict):
+            tables[key] = recipes.expanded(tables[key], key)
     spec = parse(Spec, tables)
     if spec.sweep.name == TEACHERS:
         raise ConfigError(f"sweep.name must not be {TEACHERS!r}, the folder of all teachers.")
-    data.info_of(data_config(spec.data))
+    data.info_of(data_config(spec))
     _check_teacher(spec)
+    _check_weights(spec)
+    _check_probes(spec)
     _check_pairs(spec.grid.pair)
     _check_methods(spec)
     _check_axes(spec)
@@ -159,23 +55,21 @@ def sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def split_pair(pair: str) -> tuple[str | None, str]:
-    """The (teacher, student) of "teacher/student"; without a slash there is no teacher."""
-    teacher, slash, student = pair.rpartition("/")
-    return (teacher if slash else None), student
+def data_config(spec: Spec, fraction: float = 1.0) -> DataConfig:
+    """The images that students, or teachers, of a sweep see."""
+    fields = set(DataConfig.model_fields) - {"dataset"}
+    given = spec.data.model_dump(exclude_none=True, include=fields)
+    return parse(DataConfig, {**named(spec.data.dataset, where(spec)), **given, "fraction": fraction}, "data")
 
 
-def method_entry(entry: str | Mapping[str, Any]) -> MethodRef:
-    """An entry of grid.method, or teacher.method, as a reference."""
-    if isinstance(entry, str):
-        return MethodRef(name=entry)
-    return MethodRef(name=entry["name"], params={key: value for key, value in entry.items() if key != "name"})
-
-
-def data_config(table: DataTable, fraction: float = 1.0) -> DataConfig:
-    """The part of a data table that is a trial's."""
-    given = table.model_dump(exclude_none=True, include=set(DataConfig.model_fields))
-    return parse(DataConfig, {**given, "fraction": fraction}, "data")
+@lru_cache(maxsize=16)
+def named(dataset: str, place: Where) -> dict[str, Any]:
+    """The fields of a DataConfig that a data set's name means; a person's own folder is looked at, once."""
+    if not dataset.startswith(FOLDER):
+        return {"dataset": dataset}
+    name = FOLDER + absolute(dataset.removeprefix(FOLDER))
+    ref, size = reference(name, place)
+    return {"dataset": name, "folder": ref.model_dump(), "image_size": size}
 
 
 def where(spec: Spec) -> Where:
@@ -198,7 +92,7 @@ def absolute(path: str) -> str:
 
 def check_data(spec: Spec) -> None:
     """Read the data set, downloading it if the spec says so, and draw all its splits; ConfigError if that fails."""
-    images = data.load(data_config(spec.data), where(spec), torch.device("cpu"))
+    images = data.load(data_config(spec), where(spec), torch.device("cpu"))
     for fraction in (*spec.grid.fraction, spec.teacher.fraction):
         subset.split(images.train.labels, fraction, spec.data.val_size, spec.data.subset_seed)
 
@@ -210,6 +104,33 @@ def _check_teacher(spec: Spec) -> None:
         raise ConfigError(
             f"teacher.method must be a method that needs no teacher itself, but got {spec.teacher.method!r}."
         )
+
+
+def _check_weights(spec: Spec) -> None:
+    """Raise ConfigError unless the weights are of teachers of the sweep, each entry well formed."""
+    named = spec.teacher.weights
+    if isinstance(named, str):
+        if named.partition(":")[0] != "torchvision":
+            raise ConfigError(
+                "teacher.weights must be a table of files by architecture, such as { resnet56 = 'FILE' }, "
+                f"or 'torchvision', but got {named!r}."
+            )
+        return
+    known = {teacher for teacher, _ in map(split_pair, spec.grid.pair) if teacher is not None}
+    for model, entry in named.items():
+        if model not in known:
+            raise ConfigError(unknown("teacher", model, known, "teacher.weights"))
+        if not isinstance(entry, str | dict):
+            raise ConfigError(f"teacher.weights.{model} must be a file, or a table that names one, but got {entry!r}.")
+        spec.weights_of(model)
+
+
+def _check_probes(spec: Spec) -> None:
+    for i, table in enumerate(spec.probe):
+        data.info_of(parse(DataConfig, named(table.dataset, where(spec))), f"probe[{i}]")
+        same = [(other.dataset, other.image_size, other.fraction) for other in spec.probe]
+        if (first := same.index((table.dataset, table.image_size, table.fraction))) < i:
+            raise ConfigError(f"probe[{i}] repeats probe[{first}]: data set, image_size and fraction are the same.")
 
 
 def _check_pairs(pairs: Iterable[str]) -> None:

@@ -7,9 +7,11 @@ results/<sweep>/checkpoints/<id>.pt    state of a trial under way
 results/teachers/...                   the same for teachers, and models/<id>.safetensors
 """
 
+import hashlib
 import io
 import os
 import posixpath
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -20,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from sweeps.schema import EPOCHS, TRIALS, Status
+from sweeps.schema import EPOCHS, TRIALS
 
 TEACHERS = "teachers"
 Row = Mapping[str, Any]
@@ -99,10 +101,10 @@ class Store:
         """The rows of ended trials (of those named), sorted by trial_id."""
         return self._read(TRIALS, "trials", ids)
 
-    def completed(self, ids: Iterable[str]) -> set[str]:
-        """Those of the ids whose trials have completed."""
+    def statuses(self, ids: Iterable[str]) -> dict[str, str]:
+        """How those of the ids' trials that have ended did, by id."""
         rows = self.read_trials(ids).select(["trial_id", "status"]).to_pylist()
-        return {row["trial_id"] for row in rows if row["status"] == Status.COMPLETED}
+        return {row["trial_id"]: row["status"] for row in rows}
 
     def read_epochs(self, ids: Iterable[str] | None = None) -> pa.Table:
         """The rows of epochs done (by the trials named), also of trials under way."""
@@ -144,9 +146,11 @@ class Store:
                 f"{self.path(*parts)} is not a whole Parquet file ({_reason(error)}); "
                 "delete it and run the sweep again to have that trial back."
             ) from error
-        if not set(schema.names) <= set(table.column_names):
-            missing = sorted(set(schema.names) - set(table.column_names))
-            raise StoreError(f"{self.path(*parts)} lacks the columns {', '.join(missing)}.")
+        missing = [name for name in schema.names if name not in table.column_names]
+        if lost := [name for name in missing if not schema.field(name).nullable]:
+            raise StoreError(f"{self.path(*parts)} lacks the columns {', '.join(sorted(lost))}.")
+        for name in missing:  # added since the file was written, for what was not there then
+            table = table.append_column(name, pa.nulls(len(table), schema.field(name).type))
         return table.select(schema.names).cast(schema)
 
 
@@ -157,6 +161,25 @@ def sweeps(results: str) -> list[str]:
         infos = filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True))
     folders = (info.base_name for info in infos if info.type == fs.FileType.Directory)
     return sorted(name for name in folders if name != TEACHERS and not name.startswith("."))
+
+
+def local_file(source: str) -> str:
+    """A local path of a file that may be a URI: a copy that is fetched again when the file has changed."""
+    if "://" not in source:
+        return str(Path(source).expanduser())
+    filesystem, path = _filesystem(source)
+    with _told("read", source):
+        info = filesystem.get_file_info(path)
+        if info.type != fs.FileType.File:
+            raise StoreError(f"there is no file {source}.")
+        if isinstance(filesystem, fs.LocalFileSystem):
+            return path
+        version = hashlib.sha256(f"{source} {info.size} {info.mtime_ns}".encode()).hexdigest()[:16]
+        copy = Path(tempfile.gettempdir()) / "kdsweep" / "files" / f"{version}-{info.base_name}"
+        if not copy.exists():
+            with filesystem.open_input_stream(path) as stream:
+                _write_local(bytes(stream.read()), str(copy))
+        return str(copy)
 
 
 def _filesystem(results: str) -> tuple[fs.FileSystem, str]:

@@ -3,9 +3,11 @@
 import tempfile
 import time
 import traceback
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from ray import tune
 from kdtrain.checkpoint import write_file
 from kdtrain.config import Where
 from kdtrain.loop import Training
+from kdtrain.probe import Probing
 from kdtrain.record import DivergedError, TrialResult
 from sweeps import rows
 from sweeps.job import Job
@@ -58,6 +61,8 @@ class TrialTrainable(tune.Trainable):
             if self.training is None:
                 if self._is_complete():  # its worker died after the last line
                     return {"done": True, "status": Status.COMPLETED.value}
+                if job.trial.probe is not None:
+                    return self._probe()
                 self.training = Training(job.trial, self._where(), store.read_bytes("checkpoints", f"{job.id}.pt"))
             training = self.training
             if not training.done:
@@ -67,7 +72,7 @@ class TrialTrainable(tune.Trainable):
                 store.write_bytes(training.pack(), "checkpoints", f"{job.id}.pt")
                 return {"done": False, **self._progress()}
             result = training.result()
-            if job.role == "teacher":
+            if job.keeps_weights:
                 store.write_bytes(training.weights(), "models", f"{job.id}.safetensors")
         except StoreError:
             raise
@@ -77,14 +82,31 @@ class TrialTrainable(tune.Trainable):
             return self._end(Status.FAILED, error=error)
         return self._end(Status.COMPLETED, result)
 
-    def _end(self, status: Status, result: TrialResult | None = None, error: Exception | None = None) -> dict[str, Any]:
-        """Write the trial's row, drop its checkpoint and tell Tune that it is done."""
+    def _probe(self) -> dict[str, Any]:
+        """The whole of a linear probe: it takes less time than an epoch of training."""
+        job = self.job
+        assert job.trial.probe is not None
+        probed = Probing(job.trial, job.where, _local_weights(job.results, job.source["sweep"], job.trial.probe.source))
+        records, result, lr = probed.run()
+        job.store.write_epochs(job.id, [rows.epoch(job.id, record) for record in records])
+        return self._end(Status.COMPLETED, result, epochs_done=len(records), chosen={"lr": lr})
+
+    def _end(
+        self,
+        status: Status,
+        result: TrialResult | None = None,
+        error: Exception | None = None,
+        epochs_done: int = 0,
+        chosen: Mapping[str, Any] = MappingProxyType({}),
+    ) -> dict[str, Any]:
+        """Write the trial's row, drop its checkpoint and tell Tune that it is done. `chosen`: columns found out."""
         job, store = self.job, self.job.store
         told = None if error is None else (type(error).__name__, "".join(traceback.format_exception(error)))
-        done = len(self.training.records) if self.training else 0
+        done = len(self.training.records) if self.training else epochs_done
         device = _device_name(self.training)
         row = {
             **rows.identity(job.trial, job.role),
+            **chosen,
             **rows.outcome(status, done, told),
             **rows.metrics(result),
             **rows.provenance(job.source, device, job.where.cpus, self.started_at),
@@ -98,10 +120,10 @@ class TrialTrainable(tune.Trainable):
         return ended
 
     def _is_complete(self) -> bool:
-        """Whether all that the trial leaves is stored: its row and, of a teacher, its weights."""
+        """Whether all that the trial leaves is stored: its row and, if others need them, its weights."""
         job, store = self.job, self.job.store
-        weights = job.role == "student" or store.exists("models", f"{job.id}.safetensors")
-        return weights and job.id in store.completed([job.id])
+        weights = not job.keeps_weights or store.exists("models", f"{job.id}.safetensors")
+        return weights and store.statuses([job.id]) == {job.id: Status.COMPLETED}
 
     def _progress(self) -> dict[str, Any]:
         """The epochs done and to do, of all stages, and the last accuracy (None in a stage before the recipe's)."""
@@ -117,8 +139,8 @@ class TrialTrainable(tune.Trainable):
         """The job's `where` with the weights of its teachers as local files."""
         teacher, assistants, results = self.job.trial.teacher, self.job.trial.assistants or (), self.job.results
         files = {
-            "teacher_weights": teacher and _local_weights(results, teacher.id),
-            "assistant_weights": tuple(_local_weights(results, ref.id) for ref in assistants),
+            "teacher_weights": teacher and _local_weights(results, TEACHERS, teacher.id),
+            "assistant_weights": tuple(_local_weights(results, TEACHERS, ref.id) for ref in assistants),
         }
         return self.job.where.model_copy(update=files)
 
@@ -130,15 +152,20 @@ def _device_name(training: Training | None) -> str:
 
 
 @lru_cache(maxsize=64)
-def _local_weights(results: str, teacher_id: str) -> str:
-    """A local path of a teacher's weights: the file itself, or a copy where results are remote."""
-    store = Store(results, TEACHERS)
-    name = f"{teacher_id}.safetensors"
+def _local_weights(results: str, sweep: str, key: str) -> str:
+    """A local path of stored weights, the sweep's or a teacher's: the file itself, or a copy where results are remote.
+
+    Not of a network that is still to be trained: the answer is remembered.
+    """
+    name = f"{key}.safetensors"
+    store = Store(results, sweep)
+    if not store.exists("models", name):
+        store = Store(results, TEACHERS)
     if store.is_local:
         return store.path("models", name)
     data = store.read_bytes("models", name)
     if data is None:
-        raise FileNotFoundError(f"the teacher's weights {store.path('models', name)} are gone.")
-    path = Path(tempfile.gettempdir()) / "kdsweep" / "teachers" / name
+        raise FileNotFoundError(f"the weights {store.path('models', name)} are gone.")
+    path = Path(tempfile.gettempdir()) / "kdsweep" / "models" / name
     write_file(data, path)
     return str(path)

@@ -5,9 +5,8 @@ from dataclasses import replace
 import torch
 
 from kdtrain.config import ConfigError, DataConfig, Where, unknown
-from kdtrain.data import small
+from kdtrain.data import folder, imagenet, memory, prepared, small, tiny_imagenet
 from kdtrain.data.dataset import Dataset, Info
-from kdtrain.data.memory import opener
 
 DATASETS: dict[str, Info] = {
     # 600 training and 200 test images of each class of Fashion-MNIST, shipped with the package.
@@ -16,54 +15,107 @@ DATASETS: dict[str, Info] = {
         num_classes=10,
         in_channels=1,
         image_size=28,
+        train_images=6000,
         mean=(0.2860,),  # as fashion_mnist
         std=(0.3530,),
-        open=opener(small.read_fashion_mini),
+        open=memory.opener(small.read_fashion_mini),
     ),
     "fashion_mnist": Info(
         name="fashion_mnist",
         num_classes=10,
         in_channels=1,
         image_size=28,
+        train_images=60_000,
         mean=(0.2860,),  # of the pixels of the 60,000 training images
         std=(0.3530,),
-        open=opener(small.read_fashion_mnist),
+        open=prepared.opener(small.FASHION_MNIST.find, small.read_fashion_mnist),
     ),
     "cifar10": Info(
         name="cifar10",
         num_classes=10,
         in_channels=3,
         image_size=32,
+        train_images=50_000,
         mean=(0.4914, 0.4822, 0.4465),  # of the pixels of the 50,000 training images
         std=(0.2470, 0.2435, 0.2616),
-        open=opener(small.read_cifar10),
+        open=prepared.opener(small.CIFAR10.find, small.read_cifar10),
     ),
     "cifar100": Info(
         name="cifar100",
         num_classes=100,
         in_channels=3,
         image_size=32,
+        train_images=50_000,
         mean=(0.5071, 0.4867, 0.4408),  # RepDistiller, dataset/cifar100.py
         std=(0.2675, 0.2565, 0.2761),
-        open=opener(small.read_cifar100),
+        open=prepared.opener(small.CIFAR100.find, small.read_cifar100),
+    ),
+    "stl10": Info(
+        name="stl10",
+        num_classes=10,
+        in_channels=3,
+        image_size=96,
+        train_images=5000,
+        mean=(0.4467, 0.4398, 0.4066),  # of the pixels of the 5,000 training images
+        std=(0.2603, 0.2566, 0.2712),
+        open=prepared.opener(small.STL10.find, small.read_stl10),
+    ),
+    "tiny_imagenet": Info(
+        name="tiny_imagenet",
+        num_classes=200,
+        in_channels=3,
+        image_size=64,
+        train_images=100_000,
+        mean=(0.4802, 0.4481, 0.3975),  # of the pixels of the 100,000 training images
+        std=(0.2770, 0.2691, 0.2821),
+        open=prepared.opener(tiny_imagenet.find, tiny_imagenet.read),
+    ),
+    "imagenet": Info(
+        name="imagenet",
+        num_classes=1000,
+        in_channels=3,
+        image_size=224,
+        train_images=1_281_167,
+        mean=(0.485, 0.456, 0.406),  # as torchvision's trained networks expect
+        std=(0.229, 0.224, 0.225),
+        open=imagenet.open_,
     ),
 }
 
 
 def info_of(config: DataConfig, where: str = "data") -> Info:
     """What is known unread of the data set of a trial; ConfigError if a rule is broken. `where`: its key path."""
-    name = config.dataset
-    if name not in DATASETS:
-        raise ConfigError(unknown("data set", name, DATASETS, f"{where}.dataset"))
-    info = DATASETS[name]
+    info = _named(config, where)
+    if config.channels not in (None, info.in_channels):
+        info = _with_channels(info, config, where)
     changed = {key: value for key in ("image_size", "mean", "std") if (value := getattr(config, key)) is not None}
     for key in changed.keys() & {"mean", "std"}:
         if len(changed[key]) != info.in_channels:
             raise ConfigError(
-                f"{where}.{key} must have a value for each of the {info.in_channels} channels of {name}, "
+                f"{where}.{key} must have a value for each of the {info.in_channels} channels of {info.name}, "
                 f"but got {list(changed[key])}."
             )
     return replace(info, **changed)
+
+
+def _with_channels(info: Info, config: DataConfig, where: str) -> Info:
+    """With grey images in three equal channels, or colours in grey, whose statistics the trial must say."""
+    assert config.channels is not None
+    if config.channels == 1 and (config.mean is None or config.std is None):
+        raise ConfigError(f"{where}.mean and {where}.std are required for {info.name} with {where}.channels = 1.")
+    size = config.channels
+    return replace(info, in_channels=size, mean=info.mean[:1] * size, std=info.std[:1] * size)
+
+
+def _named(config: DataConfig, where: str) -> Info:
+    name = config.dataset
+    if name.startswith(folder.PREFIX):
+        return folder.info(config, where)
+    if name not in DATASETS:
+        raise ConfigError(unknown("data set", name, [*DATASETS, f"{folder.PREFIX}PATH"], f"{where}.dataset"))
+    if config.folder is not None:
+        raise ConfigError(f"{where}.folder is for data sets `{folder.PREFIX}PATH` only, but the data set is {name}.")
+    return DATASETS[name]
 
 
 def load(config: DataConfig, where: Where, device: torch.device) -> Dataset:

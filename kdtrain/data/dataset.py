@@ -41,12 +41,16 @@ class Source(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Info:
-    """What is known of a data set without reading it. `mean` and `std`: of each channel, for pixels in 0..1."""
+    """What is known of a data set without reading it.
+
+    `mean` and `std`: of each channel, for pixels in 0..1; empty if only the opened set's Info knows them.
+    """
 
     name: str
     num_classes: int
     in_channels: int
     image_size: int  # rows and columns of the images that networks see
+    train_images: int | None = None  # None: known only when it is opened
     mean: tuple[float, ...]
     std: tuple[float, ...]
     # ConfigError if the files are missing, damaged or cannot be fetched. The Info is that of the trial: its image_size,
@@ -61,3 +65,4 @@ class Dataset:
     info: Info
     train: Source
     test: Source
+    skipped: tuple[str, ...] = ()  # names of the corrupt files that `Where.skip_corrupt` left out

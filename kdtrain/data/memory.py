@@ -1,4 +1,4 @@
-"""Data sets that fit in memory: uint8 tensors on the device."""
+"""Data sets as uint8 tensors on the device; on the CPU they may be mapped files, larger than memory."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -9,8 +9,10 @@ from torch import Tensor
 from kdtrain import views
 from kdtrain.config import Where
 from kdtrain.data.dataset import Dataset, Info, Look, Source
+from kdtrain.data.images import resized
 from kdtrain.draws import Stream
 
+CHUNK = 1000  # images that are converted at a time
 TURNED = (Stream.TURNED_90, Stream.TURNED_180, Stream.TURNED_270)
 
 
@@ -69,10 +71,33 @@ def opener(read: Callable[[Where], Arrays]) -> Callable[[Info, Where, torch.devi
 
     def open_(info: Info, where: Where, device: torch.device) -> Dataset:
         arrays = read(where)
-        train, test = (
-            Memory(images.contiguous(memory_format=torch.channels_last).to(device), labels.to(device), info)
-            for images, labels in (arrays[:2], arrays[2:])
-        )
-        return Dataset(info=info, train=train, test=test)
+        train, test = (_resized(arrays[place], info.image_size) for place in (0, 2))
+        return in_memory(info, arrays._replace(train_images=train, test_images=test), device)
 
     return open_
+
+
+def in_memory(info: Info, arrays: Arrays, device: torch.device, skipped: tuple[str, ...] = ()) -> Dataset:
+    """Images of the size that the network sees; those that are channels last and on the device are not copied."""
+    train, test = (
+        Memory(
+            _in_channels(images, info.in_channels).contiguous(memory_format=torch.channels_last).to(device),
+            labels.to(device), info,
+        )
+        for images, labels in (arrays[:2], arrays[2:])
+    )  # fmt: skip
+    return Dataset(info=info, train=train, test=test, skipped=skipped)
+
+
+def _in_channels(images: Tensor, wanted: int) -> Tensor:
+    """Grey images in three equal channels, or colours in grey as ITU-R 601 weighs them; others as they are."""
+    if images.shape[1] == wanted:
+        return images
+    if wanted == 3:
+        return images.expand(-1, 3, -1, -1)
+    weights = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
+    return torch.cat([(some.float() * weights).sum(1, keepdim=True).round().byte() for some in images.split(CHUNK)])
+
+
+def _resized(images: Tensor, size: int) -> Tensor:
+    return torch.from_numpy(resized(images.permute(0, 2, 3, 1).numpy(), size)).permute(0, 3, 1, 2)

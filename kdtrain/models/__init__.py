@@ -3,14 +3,38 @@
 import re
 
 from kdtrain.config import ConfigError, unknown
-from kdtrain.models import resnet, vgg, wrn
+from kdtrain.models import (
+    bottleneck_cifar,
+    densenet_cifar,
+    mobilenet_v1,
+    mobilenet_v2,
+    preact_resnet_cifar,
+    resnet,
+    resnet_imagenet,
+    resnext_cifar,
+    shufflenet_v1,
+    shufflenet_v2,
+    torchvision,
+    vgg,
+    wrn,
+)
 from kdtrain.models.family import Family
 from kdtrain.models.outputs import Model
 
 MODELS: dict[str, Family] = {
+    "resnet_imagenet": resnet_imagenet.FAMILY,
     "resnet": resnet.FAMILY,
     "vgg": vgg.FAMILY,
     "wrn": wrn.FAMILY,
+    "bottleneck_cifar": bottleneck_cifar.FAMILY,
+    "preact_resnet_cifar": preact_resnet_cifar.FAMILY,
+    "densenet_cifar": densenet_cifar.FAMILY,
+    "resnext_cifar": resnext_cifar.FAMILY,
+    "mobilenet_v1": mobilenet_v1.FAMILY,
+    "mobilenet_v2": mobilenet_v2.FAMILY,
+    "shufflenet_v1": shufflenet_v1.FAMILY,
+    "shufflenet_v2": shufflenet_v2.FAMILY,
+    "torchvision": torchvision.FAMILY,
 }
 
 

@@ -1,6 +1,7 @@
 """CIFAR ResNets (He et al., CVPR 2016, section 4.2), with the widths, features and keys of RepDistiller.
 
-`resnet{d}` has widths 16; 16, 32, 64 and `resnet{d}x4` has 32; 64, 128, 256, for d = 6n+2.
+`resnet{d}` has widths 16; 16, 32, 64 and `resnet{d}x{k}` has 8k; 16k, 32k, 64k, for d = 6n+2 and k >= 2: k = 4 gives
+RepDistiller's 32; 64, 128, 256.
 Source: https://github.com/HobbitLong/RepDistiller/blob/master/models/resnet.py. It pools 8 x 8 windows; here the
 pooling is global, which is the same at 32 x 32 and lets other image sizes work.
 """
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdtrain.models.family import Family
+from kdtrain.models.naming import misspelt
 from kdtrain.models.outputs import Model, Outputs
 
 
@@ -92,18 +94,24 @@ def _last(stage: nn.Sequential) -> BasicBlock:
 
 
 def _broken(match: re.Match[str]) -> str | None:
-    depth = int(match["depth"])
-    return None if depth >= 8 and depth % 6 == 2 else "depth must be 6n+2 with n >= 1"
+    depth, k = int(match["depth"]), match["k"]
+    if depth < 8 or depth % 6 != 2:
+        return "depth must be 6n+2 with n >= 1"
+    if k and int(k) < 2:
+        return "width must be at least 2"
+    return misspelt(match, f"resnet{depth}x{int(k)}" if k else f"resnet{depth}")
 
 
 def _build(match: re.Match[str], num_classes: int, in_channels: int) -> ResNet:
-    widths = (32, 64, 128, 256) if match["x4"] else (16, 16, 32, 64)
+    k = int(match["k"] or 0)
+    widths = (8 * k, 16 * k, 32 * k, 64 * k) if k else (16, 16, 32, 64)
     return ResNet((int(match["depth"]) - 2) // 6, widths, num_classes, in_channels)
 
 
 FAMILY = Family(
-    form="resnet<6n+2>, resnet<6n+2>x4",
-    pattern=re.compile(r"resnet(?P<depth>[1-9]\d{0,3})(?P<x4>x4)?"),
+    form="resnet<6n+2>, resnet<6n+2>x<width>",
+    # The bare names of ImageNet's networks are theirs, also where the depth is 6n+2: 50 is 6 * 8 + 2.
+    pattern=re.compile(r"(?!resnet0*(?:18|34|50)\Z)resnet(?P<depth>[0-9]{1,4})(?:x(?P<k>[0-9]{1,4}))?"),
     broken=_broken,
     build=_build,
     examples=(

@@ -1,8 +1,9 @@
 """VGG with BatchNorm for small images (Simonyan and Zisserman, ICLR 2015), with RepDistiller's features and keys.
 
 `vgg{d}` has five blocks of widths 64, 128, 256, 512, 512, max-pooling after the first three (after the fourth too for
-images of 64 x 64) and one linear layer.
-Source: https://github.com/HobbitLong/RepDistiller/blob/master/models/vgg.py.
+images of at least 64 x 64) and one linear layer; `vgg{d}_w{k}` has k times the widths.
+Source: https://github.com/HobbitLong/RepDistiller/blob/master/models/vgg.py, which pools a fourth time for images of
+64 x 64 only.
 """
 
 import math
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdtrain.models.family import Family
+from kdtrain.models.naming import WIDTH, broken_width, ending, misspelt, width_of
 from kdtrain.models.outputs import Model, Outputs
 
 WIDTHS = (64, 128, 256, 512, 512)
@@ -21,16 +23,18 @@ BLOCKS = {8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 
 class VGG(Model):
     """Five blocks of 3 x 3 convolutions with bias, each with BatchNorm and ReLU. All features are >= 0.
 
-    The first block is the stem, the others are the stages.
+    The first block is the stem, the others are the stages. `convolutions` and `widths` are of the blocks.
     """
 
-    def __init__(self, convolutions: tuple[int, ...], num_classes: int, in_channels: int) -> None:
+    def __init__(
+        self, convolutions: tuple[int, ...], widths: tuple[int, ...], num_classes: int, in_channels: int
+    ) -> None:
         super().__init__()
-        inputs = (in_channels, *WIDTHS[:-1])
+        inputs = (in_channels, *widths[:-1])
         self.block0, self.block1, self.block2, self.block3, self.block4 = (
-            _block(*sizes) for sizes in zip(convolutions, inputs, WIDTHS, strict=True)
+            _block(*sizes) for sizes in zip(convolutions, inputs, widths, strict=True)
         )
-        self.classifier = nn.Linear(WIDTHS[-1], num_classes)
+        self.classifier = nn.Linear(widths[-1], num_classes)
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)
         for module in self.modules():
@@ -41,8 +45,8 @@ class VGG(Model):
                     nn.init.zeros_(module.bias)
 
     def outputs(self, x: Tensor) -> Outputs:
-        """`x`: [B, C, H, W], normalised; the stages have H/2, H/4, H/8 and H/8 rows (H/16 at last for H = 64)."""
-        large = x.shape[2] == 64
+        """`x`: [B, C, H, W], normalised; the stages have H/2, H/4, H/8 and H/8 rows (H/16 at last if large)."""
+        large = min(x.shape[2:]) >= 64
         stem = F.relu(self.block0(x))
         stages, preacts, f = [], [], stem
         for i, block in enumerate((self.block1, self.block2, self.block3, self.block4)):
@@ -84,16 +88,20 @@ def _norm(block: nn.Sequential) -> nn.BatchNorm2d:
 
 
 def _broken(match: re.Match[str]) -> str | None:
-    return None if int(match["depth"]) in BLOCKS else f"depth must be one of {', '.join(map(str, BLOCKS))}"
+    depth = int(match["depth"])
+    if depth not in BLOCKS:
+        return f"depth must be one of {', '.join(map(str, BLOCKS))}"
+    return broken_width(match, WIDTHS[0]) or misspelt(match, f"vgg{depth}{ending(match)}")
 
 
 def _build(match: re.Match[str], num_classes: int, in_channels: int) -> VGG:
-    return VGG(BLOCKS[int(match["depth"])], num_classes, in_channels)
+    widths = tuple(int(width_of(match) * width) for width in WIDTHS)
+    return VGG(BLOCKS[int(match["depth"])], widths, num_classes, in_channels)
 
 
 FAMILY = Family(
-    form="vgg<8, 11, 13, 16 or 19>",
-    pattern=re.compile(r"vgg(?P<depth>[1-9]\d{0,3})"),
+    form="vgg<8, 11, 13, 16 or 19>, vgg8_w<width>",
+    pattern=re.compile(rf"vgg(?P<depth>[0-9]{{1,4}}){WIDTH}"),
     broken=_broken,
     build=_build,
     examples=tuple(f"vgg{depth}" for depth in BLOCKS),

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdtrain.models.family import Family
+from kdtrain.models.naming import misspelt
 from kdtrain.models.outputs import Model, Outputs
 
 
@@ -113,8 +114,12 @@ class WideResNet(Model):
 
 
 def _broken(match: re.Match[str]) -> str | None:
-    depth = int(match["depth"])
-    return None if depth >= 10 and depth % 6 == 4 else "depth must be 6n+4 with n >= 1"
+    depth, width = int(match["depth"]), int(match["width"])
+    if depth < 10 or depth % 6 != 4:
+        return "depth must be 6n+4 with n >= 1"
+    if width < 1:
+        return "width must be at least 1"
+    return misspelt(match, f"wrn_{depth}_{width}")
 
 
 def _build(match: re.Match[str], num_classes: int, in_channels: int) -> WideResNet:
@@ -123,7 +128,7 @@ def _build(match: re.Match[str], num_classes: int, in_channels: int) -> WideResN
 
 FAMILY = Family(
     form="wrn_<6n+4>_<width>",
-    pattern=re.compile(r"wrn_(?P<depth>[1-9]\d{0,4})_(?P<width>[1-9]\d{0,4})"),
+    pattern=re.compile(r"wrn_(?P<depth>[0-9]{1,5})_(?P<width>[0-9]{1,5})"),
     broken=_broken,
     build=_build,
     examples=("wrn_16_1", "wrn_16_2", "wrn_16_4", "wrn_40_1", "wrn_40_2", "wrn_40_4"),

@@ -62,6 +62,7 @@ class TestTrialId:
         ("data__subset_seed", 1),
         ("data__val_size", 100),
         ("data__image_size", 32),
+        ("data__channels", 3),
         ("data__mean", [0.5]),
         ("data__std", [0.5]),
         ("data__folder", {"sha256": "e" * 64, "num_classes": 10}),

@@ -1,13 +1,12 @@
 import hashlib
 import os
-from collections import OrderedDict
 
 import pytest
 import safetensors.torch
 import torch
 
 from kdtrain import checkpoint, models
-from kdtrain.config import ConfigError
+from kdtrain.config import ConfigError, DataConfig, MethodRef, Recipe, TeacherRef, TrialConfig
 
 CPU = torch.device("cpu")
 ID = "0123456789abcdef"
@@ -101,9 +100,10 @@ class TestIdentity:
         safetensors.torch.save_file(dict(network().state_dict()), path, metadata)
         assert checkpoint.identity(str(path)) == hashlib.sha256(path.read_bytes()).hexdigest()
 
-    def test_hash_is_accepted_as_id(self, tmp_path):
-        path = tmp_path / "other.safetensors"
-        safetensors.torch.save_file(dict(network().state_dict()), path)
+    @pytest.mark.parametrize("save", [safetensors.torch.save_file, torch.save])
+    def test_hash_is_accepted_as_id(self, tmp_path, save):
+        path = tmp_path / "other.weights"
+        save(dict(network().state_dict()), path)
         teacher = network(seed=1)
         checkpoint.load_teacher(teacher, str(path), hashlib.sha256(path.read_bytes()).hexdigest())
         assert same(teacher.state_dict(), network().state_dict())
@@ -117,54 +117,75 @@ class TestRefusals:
 
     @pytest.mark.parametrize("name", ["resnet14", "wrn_16_1", "resnet8x4"])
     def test_another_architecture(self, weights, name):
-        with pytest.raises(ConfigError, match=r"weights\.safetensors does not fit the teacher: "):
+        with pytest.raises(ConfigError, match=r"^teacher\.weights must be of the teacher with 10 classes, but got '"):
             checkpoint.load_teacher(network(name), str(weights), ID)
 
+    def test_the_architecture_is_named_where_it_is_known(self, weights):
+        with pytest.raises(ConfigError, match=r"^teacher\.weights must be of resnet14 with 10 classes, but got '"):
+            checkpoint.load_teacher(network("resnet14"), str(weights), ID, "resnet14")
+
     def test_another_number_of_classes(self, weights):
-        with pytest.raises(ConfigError, match=r"does not fit the teacher: .*size mismatch for fc\.weight"):
+        with pytest.raises(
+            ConfigError, match=r"weights\.safetensors', where fc\.weight is \[10, 64\] and not \[100, 64\]"
+        ):
             checkpoint.load_teacher(models.build("resnet8", 100, 1), str(weights), ID)
 
     def test_the_refusal_is_one_line_whatever_does_not_fit(self, weights):
-        with pytest.raises(ConfigError, match="does not fit the teacher") as error:
+        with pytest.raises(ConfigError, match="must be of the teacher") as error:
             checkpoint.load_teacher(network("resnet110"), str(weights), ID)
         assert len(str(error.value).splitlines()) == 1
         assert len(str(error.value)) < 1000
 
     def test_a_missing_file(self, tmp_path):
         path = str(tmp_path / "none.safetensors")
-        message = r"^teacher\.weights must be a safetensors file, but got '.*none\.safetensors' \(.*[Nn]o such file"
+        message = r"^teacher\.weights must be a file of weights, but got '.*none\.safetensors' \(No such file"
         with pytest.raises(ConfigError, match=message):
             checkpoint.identity(path)
 
     def test_the_key_that_gives_the_file_is_named(self, tmp_path):
-        with pytest.raises(ConfigError, match=r"^assistant\[1\]\.weights must be a safetensors file, but got '"):
+        with pytest.raises(ConfigError, match=r"^assistant\[1\]\.weights must be a file of weights, but got '"):
             checkpoint.identity(str(tmp_path / "none.safetensors"), "assistant[1].weights")
 
-    def test_a_folder(self, tmp_path):
-        with pytest.raises(ConfigError, match=r"^teacher\.weights must be a safetensors file, but got '"):
-            checkpoint.identity(str(tmp_path))
-
-    @pytest.mark.parametrize("content", [b"", b"not a file of tensors", b"\x80" * 100])
-    def test_another_format(self, tmp_path, content):
+    def test_another_format(self, tmp_path):
         path = tmp_path / "teacher.pth"
-        path.write_bytes(content)
-        with pytest.raises(
-            ConfigError, match=r"^teacher\.weights must be a safetensors file, but got '.*teacher\.pth'"
-        ):
-            checkpoint.load_teacher(network(), str(path), ID)
-
-    def test_a_file_of_torch(self, tmp_path):
-        path = tmp_path / "teacher.pth"
-        torch.save(OrderedDict(network().state_dict()), path)
-        with pytest.raises(
-            ConfigError, match=r"^teacher\.weights must be a safetensors file, but got '.*teacher\.pth'"
-        ):
-            checkpoint.load_teacher(network(), str(path), ID)
+        path.write_bytes(b"not a file of tensors")
+        with pytest.raises(ConfigError, match=r"^teacher\.weights must be a file of weights, but got '.*teacher\.pth'"):
+            checkpoint.load_teacher(network(), str(path), checkpoint.identity(str(path)))
 
     def test_a_file_cut_short(self, weights):
         weights.write_bytes(weights.read_bytes()[:-1000])
-        with pytest.raises(ConfigError, match=r"^teacher\.weights must be a safetensors file, but got '"):
+        with pytest.raises(ConfigError, match=r"^teacher\.weights must be a file of weights, but got '.*is damaged"):
             checkpoint.load_teacher(network(), str(weights), ID)
+
+
+class TestTrial:
+    """A file of weights has the trial of which it is, so that it can be used by itself."""
+
+    TRIAL = TrialConfig(
+        data=DataConfig(dataset="fashion_mini", fraction=0.5, val_size=100, mean=(0.3,)),
+        train=Recipe(epochs=3, lr_milestones=(0.5, 2), warmup_epochs=1),
+        teacher=TeacherRef(model="resnet8", id="0" * 16),
+        student="resnet8",
+        method=MethodRef(name="kd", params={"tau": 2.5, "unset": None}),
+        seed=2**32,
+        view_seed=5,
+    )
+
+    def test_is_read_back(self, tmp_path):
+        path = tmp_path / "model.safetensors"
+        path.write_bytes(checkpoint.pack_weights(network().state_dict(), {}, ID, self.TRIAL))
+        assert checkpoint.read_trial(str(path)) == self.TRIAL
+        assert checkpoint.identity(str(path)) == ID
+
+    def test_of_other_files_is_none(self, weights, tmp_path):
+        path = tmp_path / "teacher.pth"
+        torch.save(network().state_dict(), path)
+        assert checkpoint.read_trial(str(weights)) is None
+        assert checkpoint.read_trial(str(path)) is None
+
+    def test_of_a_missing_file_is_refused(self, tmp_path):
+        with pytest.raises(ConfigError, match=r"^student must be a file of weights, but got '.*' \(No such file"):
+            checkpoint.read_trial(str(tmp_path / "none.safetensors"), "student")
 
 
 class TestWriteFile:

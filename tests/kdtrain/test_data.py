@@ -1,4 +1,5 @@
 import gzip
+import hashlib
 import importlib.util
 import os
 import pickle
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torchvision import datasets
+from torchvision.transforms import v2
 
 import kdtrain
 from kdtrain import data
@@ -20,8 +22,8 @@ FULL = Path(os.environ.get("FASHION_MNIST", "/usr/share/datasets/fashion-mnist")
 RNG = np.random.default_rng(0)
 
 
-def load(name, root="nowhere", download=False):
-    return data.load(DataConfig(dataset=name), Where(data_root=str(root), download=download), CPU)
+def load(name, root="nowhere", download=False, **fields):
+    return data.load(DataConfig(dataset=name, **fields), Where(data_root=str(root), download=download), CPU)
 
 
 def idx(array):
@@ -50,6 +52,7 @@ def write_cifar(folder, files, label_key, num_classes):
         labels = RNG.integers(0, num_classes, 2).tolist()
         (folder / file).write_bytes(pickle.dumps({"data": rows, label_key: labels}, protocol=2))
         made[file] = rows, labels
+    (folder / ("meta" if label_key == "fine_labels" else "batches.meta")).write_bytes(pickle.dumps({}))
     return made
 
 
@@ -166,40 +169,157 @@ def test_cifar_files_of_2009_raise_no_warning(tmp_path, any_checksum):
     assert len(load("cifar100", tmp_path).train.labels) == 2
 
 
+def write_stl10(folder, n=(6, 4)):
+    """STL-10's binary files, byte by byte: of each image red, green, blue; each plane column by column."""
+    folder.mkdir(parents=True)
+    made = []
+    for part, size in zip(("train", "test"), n, strict=True):
+        images = RNG.integers(0, 256, (size, 96, 96, 3), dtype=np.uint8)
+        labels = np.arange(size) % 10
+        planes = [images[i, :, x, c].tobytes() for i in range(size) for c in range(3) for x in range(96)]
+        (folder / f"{part}_X.bin").write_bytes(b"".join(planes))
+        (folder / f"{part}_y.bin").write_bytes(bytes(int(label) + 1 for label in labels))
+        made += [images, labels]
+    return made
+
+
+def test_stl10_from_column_major_planes(tmp_path):
+    images, labels, test_images, test_labels = write_stl10(tmp_path / "stl10_binary")
+    got = load("stl10", tmp_path)
+    np.testing.assert_array_equal(got.train.images.permute(0, 2, 3, 1).numpy(), images)
+    np.testing.assert_array_equal(got.test.images.permute(0, 2, 3, 1).numpy(), test_images)
+    assert got.train.labels.tolist() == labels.tolist() == [0, 1, 2, 3, 4, 5]
+    assert got.test.labels.tolist() == test_labels.tolist()
+
+
+def test_stl10_is_read_as_torchvision_reads_it(tmp_path, monkeypatch):
+    write_stl10(tmp_path / "stl10_binary")
+    monkeypatch.setattr(datasets.STL10, "_check_integrity", lambda self: True)
+    expected = datasets.STL10(tmp_path, split="train")
+    got = load("stl10", tmp_path)
+    np.testing.assert_array_equal(got.train.images.numpy(), expected.data)
+    np.testing.assert_array_equal(got.train.labels.numpy(), expected.labels)
+
+
+@pytest.mark.parametrize(("name", "size"), [("fashion_mini", 32), ("fashion_mnist", 32), ("stl10", 32)])
+def test_another_image_size_resizes_as_torchvision_does_within_a_level(tmp_path, name, size):
+    write_fashion(tmp_path / "FashionMNIST" / "raw")
+    write_stl10(tmp_path / "stl10_binary")
+    natural, got = load(name, tmp_path), load(name, tmp_path, image_size=size)
+    assert got.info.image_size == size
+    for part, before in ((got.train, natural.train), (got.test, natural.test)):
+        expected = v2.functional.resize(before.images[:50].float(), [size, size], antialias=True)
+        assert part.images.shape == (*before.images.shape[:2], size, size)
+        assert part.images.is_contiguous(memory_format=torch.channels_last)
+        # PIL rounds to whole levels after the rows and after the columns, half a level each.
+        assert (part.images[:50].float() - expected).abs().max() <= 1.01
+        assert torch.equal(part.labels, before.labels)
+
+
 @pytest.mark.parametrize(
     ("name", "folder", "file"),
     [
         ("fashion_mnist", "FashionMNIST/raw", "train-images-idx3-ubyte"),
         ("cifar10", "cifar-10-batches-py", "data_batch_1"),
         ("cifar100", "cifar-100-python", "train"),
+        ("stl10", "stl10_binary", "train_X.bin"),
     ],
 )
 def test_missing_files_are_named_with_the_two_ways_to_get_them(tmp_path, name, folder, file):
     ways = rf"Set download = true under \[data\], or put the standard files there, unpacked: {file}, "
-    with pytest.raises(ConfigError, match=rf"{name} is missing or damaged in {tmp_path / folder}\. {ways}"):
+    with pytest.raises(
+        ConfigError, match=rf"{name} is incomplete \({file} is missing\) in {tmp_path / folder}\. {ways}"
+    ):
         load(name, tmp_path)
 
 
-def test_damaged_cifar_files_are_refused_unread(tmp_path):
-    write_cifar(tmp_path / "cifar-100-python", ["train", "test", "meta"], "fine_labels", 100)
-    with pytest.raises(ConfigError, match=r"cifar100 is missing or damaged in .*cifar-100-python\."):
+def test_one_missing_file_is_named(tmp_path):
+    write_fashion(tmp_path / "FashionMNIST" / "raw")
+    (tmp_path / "FashionMNIST" / "raw" / "t10k-labels-idx1-ubyte").unlink()
+    with pytest.raises(ConfigError, match=r"incomplete \(t10k-labels-idx1-ubyte is missing\)"):
+        load("fashion_mnist", tmp_path)
+
+
+def test_altered_cifar_files_are_named_and_not_unpickled(tmp_path, monkeypatch):
+    folder = tmp_path / "cifar-100-python"
+    write_cifar(folder, ["train", "test"], "fine_labels", 100)
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": []}))
+    md5 = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+    monkeypatch.setattr(datasets.CIFAR100, "train_list", [["train", md5["train"]]])
+    monkeypatch.setattr(datasets.CIFAR100, "test_list", [["test", md5["test"]]])
+    monkeypatch.setattr(datasets.CIFAR100, "meta", datasets.CIFAR100.meta | {"md5": md5["meta"]})
+    load("cifar100", tmp_path)  # with these checksums it is whole
+    (folder / "test").write_bytes((folder / "test").read_bytes()[:-1])
+    monkeypatch.setattr(pickle, "load", None)
+    with pytest.raises(
+        ConfigError, match=rf"cifar100 is damaged \(test is truncated or altered\) in {folder}\. Set dow"
+    ):
         load("cifar100", tmp_path)
 
 
-@pytest.mark.parametrize("name", ["fashion_mnist", "cifar10", "cifar100"])
+@pytest.mark.parametrize(
+    ("name", "file", "length", "why"),
+    [
+        ("fashion_mnist", "FashionMNIST/raw/train-images-idx3-ubyte", 100, "100 bytes, where its header promises 7856"),
+        ("fashion_mnist", "FashionMNIST/raw/t10k-labels-idx1-ubyte", 17, "17 bytes, where its header promises 18"),
+        ("fashion_mnist", "FashionMNIST/raw/train-images-idx3-ubyte", 9, "it has no IDX header"),
+        ("fashion_mnist", "FashionMNIST/raw/train-images-idx3-ubyte", 0, "it has no IDX header"),
+        (
+            "stl10",
+            "stl10_binary/test_X.bin",
+            3 * 96 * 96,
+            "27648 bytes, where the 4 labels of test_y.bin promise 110592",
+        ),
+        ("stl10", "stl10_binary/train_X.bin", 1, "1 bytes, where the 6 labels of train_y.bin promise 165888"),
+    ],
+)
+def test_truncated_files_are_named(tmp_path, name, file, length, why):
+    # 10 images of 28 x 28 after a header of 16 bytes; 10 labels after one of 8.
+    write_fashion(tmp_path / "FashionMNIST" / "raw")
+    write_stl10(tmp_path / "stl10_binary")
+    (tmp_path / file).write_bytes((tmp_path / file).read_bytes()[:length])
+    with pytest.raises(ConfigError, match=rf"{tmp_path / file} is truncated or damaged: {why}\. Put the whole file"):
+        load(name, tmp_path)
+
+
+def test_labels_that_do_not_fit_the_images_are_refused(tmp_path):
+    folder = tmp_path / "FashionMNIST" / "raw"
+    write_fashion(folder)
+    (folder / "train-labels-idx1-ubyte").write_bytes(idx(np.zeros(9, np.uint8)))
+    with pytest.raises(ConfigError, match=r"fashion_mnist is damaged: 10 images have 9 labels up to 0\."):
+        load("fashion_mnist", tmp_path)
+    (folder / "train-labels-idx1-ubyte").write_bytes(idx(np.arange(1, 11).astype(np.uint8)))
+    with pytest.raises(ConfigError, match=r"fashion_mnist is damaged: 10 images have 10 labels up to 10\."):
+        load("fashion_mnist", tmp_path)
+    for kind in ("X", "y"):
+        (tmp_path / "stl10_binary").mkdir(exist_ok=True)
+        for part in ("train", "test"):
+            (tmp_path / "stl10_binary" / f"{part}_{kind}.bin").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"stl10 is damaged: 0 images have 0 labels"):
+        load("stl10", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist", "cifar10", "cifar100", "stl10"])
 def test_download_without_a_network(tmp_path, monkeypatch, name):
     def offline(self):
         raise OSError("no route\n to host")
 
-    monkeypatch.setattr(datasets.MNIST, "download", offline)
-    monkeypatch.setattr(datasets.CIFAR10, "download", offline)
+    for reader in (datasets.MNIST, datasets.CIFAR10, datasets.STL10):
+        monkeypatch.setattr(reader, "download", offline)
     with pytest.raises(ConfigError, match=rf"{name} could not be downloaded \(no route to host\) to {tmp_path}"):
         load(name, tmp_path, download=True)
 
 
+def test_download_fetches_what_is_missing(tmp_path, monkeypatch):
+    made = []
+    folder = tmp_path / "FashionMNIST" / "raw"
+    monkeypatch.setattr(datasets.MNIST, "download", lambda self: made or made.extend(write_fashion(folder)))
+    np.testing.assert_array_equal(load("fashion_mnist", tmp_path, download=True).train.images[:, 0].numpy(), made[0])
+
+
 def test_unknown_names_list_the_known():
-    message = r"unknown data set 'cifar' at data\.dataset\..*Known: cifar10, cifar100, fashion_mini, fashion_mnist\."
-    with pytest.raises(ConfigError, match=message):
+    known = "cifar10, cifar100, fashion_mini, fashion_mnist, folder:PATH, .*stl10, tiny_imagenet"
+    with pytest.raises(ConfigError, match=rf"unknown data set 'cifar' at data\.dataset\..*Known: {known}\."):
         load("cifar")
     with pytest.raises(ConfigError, match=r"unknown data set 'x' at spec\.dataset"):
         data.info_of(DataConfig(dataset="x"), "spec")
@@ -211,3 +331,12 @@ def test_every_entry_is_consistent(name):
     assert info.name == name
     assert len(info.mean) == len(info.std) == info.in_channels
     assert all(0 < value < 1 for value in info.mean + info.std)
+
+
+def test_overrides_take_the_place_of_what_is_known():
+    info = data.info_of(DataConfig(dataset="cifar10", image_size=64, std=(0.1, 0.2, 0.3)))
+    assert (info.image_size, info.mean, info.std) == (64, data.DATASETS["cifar10"].mean, (0.1, 0.2, 0.3))
+    with pytest.raises(
+        ConfigError, match=r"spec\.mean must have a value for each of the 1 channels of fashion_mini, but"
+    ):
+        data.info_of(DataConfig(dataset="fashion_mini", mean=(0.1, 0.2)), "spec")

@@ -53,7 +53,7 @@ class TestRaw:
     def test_values_of_the_streams_are_part_of_every_trials_identity(self):
         assert {stream.name: stream.value for stream in Stream} == {
             "VIEWS": 0, "SUBSET": 1, "ORDER": 2, "PARTNERS": 3, "PARTNER_VIEWS": 4, "TURNED_90": 5, "TURNED_180": 6,
-            "TURNED_270": 7,
+            "TURNED_270": 7, "TEST": 8,
         }  # fmt: skip
 
 

@@ -5,8 +5,9 @@ import pytest
 from sweeps.job import Missing, describe_teacher, missing
 from sweeps.plan import Plan, expand
 from sweeps.schema import Status
-from sweeps.spec import Spec, parse_text
+from sweeps.spec import parse_text
 from sweeps.store import TEACHERS, Store
+from sweeps.tables import Spec
 
 TEXT = """
 [sweep]
@@ -60,7 +61,7 @@ def test_each_teacher_comes_before_those_that_learn_from_it(spec, plan):
     todo = missing(spec, TEXT, plan, retry_failed=False)
     assert names(todo) == ["resnet32", "resnet20", "resnet14", "vanilla", "kd", "dgkd"]
     teacher, first, second, _, kd, dgkd = todo.jobs
-    assert [job.teacher_ids for job in todo.jobs] == [
+    assert [job.requirements for job in todo.jobs] == [
         set(), {teacher.id}, {teacher.id, first.id}, set(), {teacher.id}, {teacher.id, first.id, second.id}
     ]  # fmt: skip
     assert [job.store.sweep for job in (first, kd, dgkd)] == [TEACHERS, "chain", "chain"]

@@ -96,7 +96,7 @@ def test_epochs_of_a_stage_before_the_recipes_have_no_accuracies(store):
 
 @pytest.mark.parametrize(
     ("kind", "schema", "new"),
-    [("trials", TRIALS, ["self_taught", "assistant_ids"]), ("epochs", EPOCHS, ["stage"])],
+    [("trials", TRIALS, ["self_taught"]), ("epochs", EPOCHS, ["stage"])],
 )
 def test_file_of_version_1_is_named_with_what_it_lacks(store, tmp_path, kind, schema, new):
     (tmp_path / "s" / kind).mkdir(parents=True)

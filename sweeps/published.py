@@ -1,0 +1,87 @@
+"""Teachers whose weights were trained elsewhere: files, URIs and torchvision's, checked, measured and kept."""
+
+import tempfile
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from kdtrain import teachers, weights
+from kdtrain.build import unfilled
+from kdtrain.checkpoint import pack_weights
+from kdtrain.config import DataConfig, Frozen, TeacherRef, Where
+from kdtrain.data import info_of
+from kdtrain.metrics import Metrics
+from sweeps import rows
+from sweeps.schema import Status
+from sweeps.store import Store, local_file
+from sweeps.tables import Weights
+
+
+class Published(Frozen):
+    """A teacher whose weights were trained elsewhere."""
+
+    ref: TeacherRef
+    source: str  # as the spec names it: a path, a URI or torchvision
+    data: DataConfig  # on whose test images it is measured
+    expect_top1: float | None  # percent
+    within: float
+
+
+def published(model: str, entry: Weights, config: DataConfig) -> Published:
+    """The teacher that a spec names; ConfigError if its file cannot be read or holds another network."""
+    found = _find(model, entry.file, config)
+    if not weights.is_torchvision(entry.file):
+        found.state()  # does it fit?
+    ref = TeacherRef(model=model, id=found.id)
+    return Published(ref=ref, source=entry.file, data=config, expect_top1=entry.expect_top1, within=entry.within)
+
+
+def is_measured(teacher: Published, store: Store) -> bool:
+    """Whether its weights, and its metrics on these images, are stored and are what the spec demands.
+
+    ConfigError if the accuracy is another.
+    """
+    row = next(iter(store.read_trials([teacher.ref.id]).to_pylist()), None)
+    images = rows.data(teacher.data)
+    if row is None or {key: row[key] for key in images} != images or not store.exists("models", _file(teacher)):
+        return False
+    _expect(teacher, row["test_top1"])
+    return True
+
+
+def bring(teacher: Published, store: Store, where: Where, source: Mapping[str, str]) -> None:
+    """Measure a teacher and store its weights and its row; ConfigError if it is not what the spec demands.
+
+    Its row is that of a teacher without a recipe, so that tables and reports show its accuracy like any other's.
+    """
+    begun, ref = datetime.now(UTC), teacher.ref
+    packed = pack_weights(_find(ref.model, teacher.source, teacher.data).state(), {}, ref.id)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "teacher.safetensors"
+        file.write_bytes(packed)
+        measured: Metrics = teachers.evaluate(ref, teacher.data, str(file), where)
+    _expect(teacher, measured.top1)
+    row: dict[str, Any] = {
+        **rows.published(ref, teacher.source, teacher.data),
+        **rows.outcome(Status.COMPLETED, 0),
+        **rows.measured(measured),
+        **rows.provenance(source, where.device, where.cpus, begun),
+    }
+    store.write_bytes(packed, "models", _file(teacher))
+    store.write_trial(row)
+
+
+def _find(model: str, source: str, config: DataConfig) -> weights.Found:
+    network, _ = unfilled(model, info_of(config))
+    return weights.find(local_file(source), network, model, f"teacher.weights.{model}")
+
+
+def _file(teacher: Published) -> str:
+    return f"{teacher.ref.id}.safetensors"
+
+
+def _expect(teacher: Published, top1: float) -> None:
+    if teacher.expect_top1 is not None:
+        what = f"teacher {teacher.ref.model} ({teacher.source}) on {teacher.data.dataset}"
+        teachers.expect(top1, teacher.expect_top1, teacher.within, what)
