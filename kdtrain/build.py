@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
 
 import torch
 
@@ -11,6 +10,7 @@ from kdtrain.config import ConfigError, TeacherRef, TrialConfig, canonical, dige
 from kdtrain.data.dataset import Info
 from kdtrain.methods.base import Method, Setting
 from kdtrain.models.outputs import Model, Outputs
+from kdtrain.models.unfilled import shapes, unfilled
 
 LoadTeacher = Callable[[Model, TeacherRef], None]
 
@@ -63,9 +63,9 @@ def networks(trial: TrialConfig, device: torch.device, load_teacher: LoadTeacher
         refs = [trial.teacher] if trial.teacher is not None else []
         teachers = [_teacher(ref, info, load_teacher) for ref in (*refs, *(trial.assistants or ()))]
         teacher = teachers[0] if refs else None
-        shapes = None if teacher is None else _shapes(teacher, image)
+        teacher_shapes = None if teacher is None else _shapes(teacher, image)
         setting = Setting(
-            student, _shapes(student, image), teacher, shapes, info.num_classes, trial.train.epochs,
+            student, _shapes(student, image), teacher, teacher_shapes, info.num_classes, trial.train.epochs,
             tuple(teachers[len(refs):]),
         )  # fmt: skip
         method = methods.build(trial.method, setting)
@@ -90,19 +90,10 @@ def _shapes(model: Model, image: torch.Tensor) -> Outputs:
     return outputs
 
 
-def unfilled(name: str, info: Info) -> tuple[Model, Outputs]:
-    """A network without weights and the shapes of its outputs; built once, since that takes a tenth of a second."""
-    return _meta_network(name, info.num_classes, info.in_channels, info.image_size)
-
-
-@lru_cache(maxsize=256)
-def _meta_network(name: str, num_classes: int, in_channels: int, image_size: int) -> tuple[Model, Outputs]:
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        model = models.build(name, num_classes, in_channels)
-        try:
-            return model, _shapes(model, torch.zeros(1, in_channels, image_size, image_size))
-        except ConfigError as error:
-            raise ConfigError(f"{name}: {error}") from None
+def network_for(name: str, info: Info) -> tuple[Model, Outputs]:
+    """A network for these images without weights, and the shapes of its outputs."""
+    network = unfilled(name, info.num_classes, info.in_channels)
+    return network, shapes(name, info.num_classes, info.image_size, info.in_channels)
 
 
 def _check_maps(trial: TrialConfig, *shapes: Outputs | None) -> None:
@@ -126,7 +117,7 @@ def check(trial: TrialConfig) -> None:
     """
     info = data.info_of(trial.data)
     if trial.probe is not None:
-        unfilled(trial.student, replace(info, num_classes=trial.probe.num_classes))
+        network_for(trial.student, replace(info, num_classes=trial.probe.num_classes))
         return
     models.check(trial.student, "student")
     configs = methods.resolve(trial.method)
@@ -143,9 +134,9 @@ def check(trial: TrialConfig) -> None:
     ])  # fmt: skip
     if key not in _checked:
         with torch.device("meta"):
-            student, student_shapes = unfilled(trial.student, info)
-            teacher, teacher_shapes = unfilled(trial.teacher.model, info) if trial.teacher else (None, None)
-            others = tuple(unfilled(ref.model, info)[0] for ref in trial.assistants or ())
+            student, student_shapes = network_for(trial.student, info)
+            teacher, teacher_shapes = network_for(trial.teacher.model, info) if trial.teacher else (None, None)
+            others = tuple(network_for(ref.model, info)[0] for ref in trial.assistants or ())
             _check_maps(trial, student_shapes, teacher_shapes)
             setting = Setting(
                 student, student_shapes, teacher, teacher_shapes, info.num_classes, trial.train.epochs, others

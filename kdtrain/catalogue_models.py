@@ -8,12 +8,15 @@ from kdtrain.models.cost import cost, latency, parameters
 
 
 def listing(num_classes: int, image_size: int) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a table of the architectures that papers use; `-` where images of this size do not fit."""
-    header = ["names", "example", "parameters", "multiply-adds"]
+    """Header and rows of a table of the architectures that papers use; `-` where images of this size do not fit.
+
+    The form of a family's names stands in its first row.
+    """
+    header = ["family", "name", "parameters", "multiply-adds"]
     rows = [
-        [family.form, name, *_costs(name, num_classes, image_size)]
+        ["" if i else family.form, name, *_costs(name, num_classes, image_size)]
         for family in MODELS.values()
-        for name in family.examples
+        for i, name in enumerate(family.examples)
     ]
     return header, rows
 

@@ -3,79 +3,31 @@
 import json
 import os
 import sys
-import tomllib
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from pydantic import ConfigDict, Field
 from rich.console import Console
 from rich.table import Table
 
-from kdtrain import catalogue, recipes
-from kdtrain.build import check, trial_id
-from kdtrain.checkpoint import identity, write_file
-from kdtrain.config import (
-    ConfigError,
-    DataConfig,
-    Frozen,
-    MethodRef,
-    Recipe,
-    Seed,
-    TeacherRef,
-    TrialConfig,
-    Where,
-    parse,
-)
+from kdtrain import catalogue, teachers
+from kdtrain.build import trial_id
+from kdtrain.checkpoint import write_file
+from kdtrain.config import ConfigError, TrialConfig, Where
 from kdtrain.loop import Training
-from kdtrain.methods import assistants, needs, resolve
 from kdtrain.record import DivergedError, EpochRecord, TrialResult
+from kdtrain.trial_file import TrialFile, read
 
 app = typer.Typer(
-    help="Train one student of a distillation method; list the methods.",
+    help="Train one student of a distillation method, export it; list the methods and the architectures.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 BAD_INPUT = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells do
-
-
-class DataTable(DataConfig):
-    """[data]: the images, and where they lie."""
-
-    root: str = "data"
-    download: bool = False
-    skip_corrupt: bool = False
-
-
-class TeacherTable(Frozen):
-    """[teacher], [[assistant]]: an architecture and a safetensors file of its weights, such as kd-train writes."""
-
-    model: str
-    weights: str
-
-
-class MethodTable(Frozen):
-    """[method]: a name, and its parameters beside it."""
-
-    model_config = ConfigDict(extra="allow")
-
-    name: str
-
-
-class TrialFile(Frozen):
-    """A trial as TOML."""
-
-    student: str
-    seed: Seed = 0
-    view_seed: Seed | None = None
-    data: DataTable
-    train: Recipe = Recipe()
-    teacher: TeacherTable | None = None
-    assistant: list[TeacherTable] = Field(default_factory=list)  # in the order of the method's assistants
-    method: MethodTable
 
 
 @app.command("run")
@@ -91,8 +43,8 @@ def run_command(
 
     Example: kd-train run trial.toml -o runs/first
     """
-    trial, where = read(trial_file)
-    where = where.model_copy(update={"device": device, "cpus": cpus})
+    trial, file = read(trial_file)
+    where = file.where.model_copy(update={"device": device, "cpus": cpus})
     folder = out or Path("runs") / trial_id(trial)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"-o must name a folder, but got the file {folder}.")
@@ -104,14 +56,59 @@ def run_command(
         typer.echo(result_file.read_text())
         return
     try:
+        accuracy = _measure(trial, file, where, folder)
         result = _train(trial, where, folder)
     except KeyboardInterrupt:
         typer.echo("interrupted: run the same command again to go on after the last whole epoch.", err=True)
         raise typer.Exit(INTERRUPTED) from None
-    told = {"trial_id": trial_id(trial), **asdict(result)}
+    told = {"trial_id": trial_id(trial), "teacher_top1": accuracy, **asdict(result)}
     write_file(json.dumps(told, indent=2).encode(), result_file)
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     typer.echo(result_file.read_text())
+
+
+@app.command("export")
+def export_command(
+    student: Annotated[Path, typer.Argument(metavar="STUDENT", help="A student's file of weights: model.safetensors.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for what is written.")],
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", help="safetensors, pt2 or onnx; repeat it. Default: all three."),
+    ] = None,
+    data_root: Annotated[str, typer.Option(help="Folder of the images; looked at for folder:PATH only.")] = "data",
+) -> None:
+    """Write a distilled student as safetensors with a JSON card, as torch.export program and as ONNX, checked.
+
+    Whatever the method predicts with is in it, and so is the normalisation: it takes pixels in 0..1.
+
+    Example: kd-train export runs/first/model.safetensors -o exported
+    """
+    from kdtrain import export  # imports torch's exporters, which takes a second
+
+    try:
+        card = export.export(student, out, Where(data_root=data_root), tuple(formats or export.FORMATS))
+    except export.ExportError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+    typer.echo(json.dumps(asdict(card), indent=2))
+
+
+@app.command("models")
+def models_command(
+    name: Annotated[str | None, typer.Argument(help="Show this one in full; without it a list of all.")] = None,
+    classes: Annotated[int, typer.Option(help="Number of classes.", min=2)] = 100,
+    size: Annotated[int, typer.Option(help="Rows and columns of the images.", min=8)] = 32,
+) -> None:
+    """List the architectures with their parameters and multiply-adds; of one also its features and its speed here.
+
+    Example: kd-train models mobilenet_v2 --classes 10
+    """
+    from kdtrain import catalogue_models  # counts with torch's tools, which take a second to import
+
+    if name is not None:
+        typer.echo("\n".join(catalogue_models.described(name, classes, size)))
+    else:
+        _print_table(*catalogue_models.listing(classes, size))
 
 
 @app.command("methods")
@@ -123,19 +120,20 @@ def methods_command(
 
     Example: kd-train methods cid
     """
-    width = None if sys.stdout.isatty() else 160
-    console = Console(width=width, highlight=False, markup=False)
     if name is not None:
         typer.echo("\n".join(catalogue.described(name)))
     elif markdown:
         typer.echo(catalogue.markdown(), nl=False)
     else:
-        header, rows = catalogue.listing()
-        table = Table(*header, box=None, pad_edge=False, row_styles=["", "dim"])
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
-        console.print(catalogue.about_costs(), soft_wrap=True)
+        _print_table(*catalogue.listing())
+        typer.echo(catalogue.about_costs())
+
+
+def _print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    table = Table(*header, box=None, pad_edge=False, row_styles=["", "dim"])
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False).print(table)
 
 
 def _ended_id(result_file: Path) -> str:
@@ -146,46 +144,21 @@ def _ended_id(result_file: Path) -> str:
         raise ConfigError(f"{result_file} is not a result of kd-train: remove it, or choose another folder.") from None
 
 
-def read(path: Path) -> tuple[TrialConfig, Where]:
-    """The trial in a TOML file, completely checked; ConfigError if a rule is broken."""
-    try:
-        tables: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError(f"cannot read the trial {path}: {reason}.") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}.") from None
-    if isinstance(tables.get("train"), dict):
-        tables["train"] = recipes.expanded(tables["train"], "train")
-    file = parse(TrialFile, tables)
-    method = MethodRef(name=file.method.name, params=file.method.model_extra or {})
-    resolve(method, "method.name")
-    # What the method does not look at is no part of the trial, so that a file serves several methods.
-    teacher = file.teacher if needs(method) else None
-    others = file.assistant if assistants(method) else []
-    trial = TrialConfig(
-        data=DataConfig(**file.data.model_dump(include=set(DataConfig.model_fields))),
-        train=file.train,
-        teacher=_reference(teacher, "teacher") if teacher else None,
-        assistants=tuple(_reference(other, f"assistant[{i}]") for i, other in enumerate(others)) or None,
-        student=file.student,
-        method=method,
-        seed=file.seed,
-        view_seed=file.view_seed,
-    )
-    check(trial)
-    where = Where(
-        data_root=file.data.root,
-        download=file.data.download,
-        skip_corrupt=file.data.skip_corrupt,
-        teacher_weights=teacher.weights if teacher else None,
-        assistant_weights=tuple(other.weights for other in others),
-    )
-    return trial, where
-
-
-def _reference(table: TeacherTable, path: str) -> TeacherRef:
-    return TeacherRef(model=table.model, id=identity(table.weights, f"{path}.weights"))
+def _measure(trial: TrialConfig, file: TrialFile, where: Where, folder: Path) -> float | None:
+    """The teacher's accuracy on the test images, measured once; ConfigError if the trial demands another."""
+    if trial.teacher is None or file.teacher is None:
+        return None
+    known = folder / "teacher.json"
+    found = json.loads(known.read_text()) if known.exists() else {}
+    if found.get("id") != trial.teacher.id:
+        top1 = teachers.evaluate(trial.teacher, trial.data, file.teacher.weights, where).top1
+        found = {"model": trial.teacher.model, "id": trial.teacher.id, "test_top1": top1}
+        typer.echo(f"teacher {trial.teacher.model}: {top1:.2f} % on the test images", err=True)
+        write_file(json.dumps(found).encode(), known)
+    if file.teacher.expect_top1 is not None:
+        what = f"teacher {trial.teacher.model} ({file.teacher.weights}) on {trial.data.dataset}"
+        teachers.expect(found["test_top1"], file.teacher.expect_top1, file.teacher.within, what)
+    return float(found["test_top1"])
 
 
 def _train(trial: TrialConfig, where: Where, folder: Path) -> TrialResult:

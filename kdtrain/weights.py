@@ -24,6 +24,7 @@ from torch import Tensor
 from kdtrain import models
 from kdtrain.config import ConfigError
 from kdtrain.models.outputs import Model
+from kdtrain.models.unfilled import unfilled
 
 KEY = "kdsweep"  # of the metadata, one JSON text: safetensors writes several keys in no fixed order
 TORCHVISION = "torchvision"
@@ -247,11 +248,10 @@ def _recognised(state: Mapping[str, Tensor]) -> str | None:
     if not planes or not rows:
         return None
     for name in (example for family in models.MODELS.values() for example in family.examples):
-        with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            try:
-                model = models.build(name, rows[-1], planes[0])
-            except ConfigError:  # a network that cannot have so many channels or classes
-                continue
+        try:
+            model = unfilled(name, rows[-1], planes[0])
+        except ConfigError:  # a network that cannot have so many channels or classes
+            continue
         own = model.state_dict()
         if any(not any(_differences(view, own)) for view in _views(model, own, state).values()):
             return f"{name} with {rows[-1]} classes"

@@ -89,7 +89,8 @@ def _prepare(planned: Planned, retry_failed: bool) -> Missing:
     if todo.jobs:
         own.probe()
         Store(loaded.run.results, TEACHERS).probe()
-        spec.check_data(loaded)
+        for line in spec.check_data(loaded):
+            typer.echo(line, err=True)
         todo = _bring(loaded, text, todo)
     changes.remember(text, own)
     return todo

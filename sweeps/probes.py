@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from kdtrain.config import ConfigError, DataConfig, MethodRef, Probe, Recipe, TrialConfig, parse
-from kdtrain.data import info_of
+from kdtrain.data import info_of, named
 from sweeps.published import Published
-from sweeps.spec import named, where
+from sweeps.spec import where
 from sweeps.tables import ProbeTable, Spec
 
 Axes = dict[str, Any]

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from kdtrain import teachers, weights
-from kdtrain.build import unfilled
 from kdtrain.checkpoint import pack_weights
 from kdtrain.config import DataConfig, Frozen, TeacherRef, Where
 from kdtrain.data import info_of
 from kdtrain.metrics import Metrics
+from kdtrain.models.unfilled import unfilled
 from sweeps import rows
 from sweeps.schema import Status
 from sweeps.store import Store, local_file
@@ -73,7 +73,8 @@ def bring(teacher: Published, store: Store, where: Where, source: Mapping[str, s
 
 
 def _find(model: str, source: str, config: DataConfig) -> weights.Found:
-    network, _ = unfilled(model, info_of(config))
+    info = info_of(config)
+    network = unfilled(model, info.num_classes, info.in_channels)
     return weights.find(local_file(source), network, model, f"teacher.weights.{model}")
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import tomllib
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,6 @@ import torch
 
 from kdtrain import data, models, recipes, subset
 from kdtrain.config import ConfigError, DataConfig, MethodRef, Recipe, Where, parse, unknown
-from kdtrain.data.folder import PREFIX as FOLDER
-from kdtrain.data.folder import reference
 from kdtrain.methods import needs, resolve
 from sweeps.store import TEACHERS
 from sweeps.tables import Grid, Spec, method_entry, split_pair
@@ -59,17 +56,7 @@ def data_config(spec: Spec, fraction: float = 1.0) -> DataConfig:
     """The images that students, or teachers, of a sweep see."""
     fields = set(DataConfig.model_fields) - {"dataset"}
     given = spec.data.model_dump(exclude_none=True, include=fields)
-    return parse(DataConfig, {**named(spec.data.dataset, where(spec)), **given, "fraction": fraction}, "data")
-
-
-@lru_cache(maxsize=16)
-def named(dataset: str, place: Where) -> dict[str, Any]:
-    """The fields of a DataConfig that a data set's name means; a person's own folder is looked at, once."""
-    if not dataset.startswith(FOLDER):
-        return {"dataset": dataset}
-    name = FOLDER + absolute(dataset.removeprefix(FOLDER))
-    ref, size = reference(name, place)
-    return {"dataset": name, "folder": ref.model_dump(), "image_size": size}
+    return parse(DataConfig, {**data.named(spec.data.dataset, where(spec)), **given, "fraction": fraction}, "data")
 
 
 def where(spec: Spec) -> Where:
@@ -90,11 +77,18 @@ def absolute(path: str) -> str:
     return path if "://" in path else str(Path(path).expanduser().absolute())
 
 
-def check_data(spec: Spec) -> None:
-    """Read the data set, downloading it if the spec says so, and draw all its splits; ConfigError if that fails."""
-    images = data.load(data_config(spec), where(spec), torch.device("cpu"))
+def check_data(spec: Spec) -> list[str]:
+    """Open the data sets, downloading them if the spec says so, and draw all splits; ConfigError if that fails.
+
+    Returns what there is to say: how many corrupt images are left out.
+    """
+    place, cpu = where(spec), torch.device("cpu")
+    images = data.load(data_config(spec), place, cpu)
     for fraction in (*spec.grid.fraction, spec.teacher.fraction):
         subset.split(images.train.labels, fraction, spec.data.val_size, spec.data.subset_seed)
+    targets = {table.dataset: parse(DataConfig, data.named(table.dataset, place)) for table in spec.probe}
+    opened = {spec.data.dataset: images, **{name: data.load(config, place, cpu) for name, config in targets.items()}}
+    return [line for name, dataset in opened.items() for line in data.told(name, dataset)]
 
 
 def _check_teacher(spec: Spec) -> None:
@@ -127,7 +121,7 @@ def _check_weights(spec: Spec) -> None:
 
 def _check_probes(spec: Spec) -> None:
     for i, table in enumerate(spec.probe):
-        data.info_of(parse(DataConfig, named(table.dataset, where(spec))), f"probe[{i}]")
+        data.info_of(parse(DataConfig, data.named(table.dataset, where(spec))), f"probe[{i}]")
         same = [(other.dataset, other.image_size, other.fraction) for other in spec.probe]
         if (first := same.index((table.dataset, table.image_size, table.fraction))) < i:
             raise ConfigError(f"probe[{i}] repeats probe[{first}]: data set, image_size and fraction are the same.")

@@ -1,6 +1,9 @@
 """The data sets: a new one is one entry of DATASETS."""
 
 from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -98,6 +101,16 @@ def info_of(config: DataConfig, where: str = "data") -> Info:
     return replace(info, **changed)
 
 
+@lru_cache(maxsize=16)
+def named(dataset: str, where: Where) -> dict[str, Any]:
+    """The fields of a DataConfig that a data set's name means; a person's own folder is looked at, once."""
+    if not dataset.startswith(folder.PREFIX):
+        return {"dataset": dataset}
+    name = folder.PREFIX + str(Path(dataset.removeprefix(folder.PREFIX)).expanduser().absolute())
+    ref, size = folder.reference(name, where)
+    return {"dataset": name, "folder": ref.model_dump(), "image_size": size}
+
+
 def _with_channels(info: Info, config: DataConfig, where: str) -> Info:
     """With grey images in three equal channels, or colours in grey, whose statistics the trial must say."""
     assert config.channels is not None
@@ -116,6 +129,14 @@ def _named(config: DataConfig, where: str) -> Info:
     if config.folder is not None:
         raise ConfigError(f"{where}.folder is for data sets `{folder.PREFIX}PATH` only, but the data set is {name}.")
     return DATASETS[name]
+
+
+def told(name: str, dataset: Dataset) -> list[str]:
+    """What a person should know of an opened data set: how many corrupt images were left out."""
+    if not dataset.skipped:
+        return []
+    few = ", ".join(dataset.skipped[:3]) + (" ..." if len(dataset.skipped) > 3 else "")
+    return [f"{name}: {len(dataset.skipped)} corrupt images are left out: {few}"]
 
 
 def load(config: DataConfig, where: Where, device: torch.device) -> Dataset:

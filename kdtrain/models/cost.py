@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -9,8 +10,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdtrain import models
-from kdtrain.config import ConfigError
 from kdtrain.models.outputs import Model, Outputs
+from kdtrain.models.unfilled import shapes, unfilled
 
 WARM_UP = 3  # forward passes before the measured ones
 
@@ -36,32 +37,20 @@ class Latency(NamedTuple):
 
 def parameters(name: str, num_classes: int, in_channels: int = 3) -> int:
     """How many parameters the network `name` has; ConfigError if there is no such network."""
-    return _count(_unfilled(name, num_classes, in_channels))
+    return sum(parameter.numel() for parameter in unfilled(name, num_classes, in_channels).parameters())
 
 
+@lru_cache(maxsize=256)
 def cost(name: str, num_classes: int, image_size: int, in_channels: int = 3) -> Cost:
     """The cost of the network `name` in eval mode, without its weights.
 
     ConfigError if there is no such network or if it cannot work with images of this size.
     """
-    model = _unfilled(name, num_classes, in_channels).eval()
-    image = torch.empty(1, in_channels, image_size, image_size, device="meta")
     counter = FlopCounterMode(display=False)
-    try:
-        with torch.no_grad(), counter:
-            shapes: Outputs = model(image)
-    except ConfigError as error:
-        raise ConfigError(f"{name}: {error}") from None
-    return Cost(_count(model), counter.get_total_flops() // 2, shapes)  # torch counts a multiply-add as two operations
-
-
-def _unfilled(name: str, num_classes: int, in_channels: int) -> Model:
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        return models.build(name, num_classes, in_channels)
-
-
-def _count(model: Model) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+    with counter:
+        found = shapes.__wrapped__(name, num_classes, image_size, in_channels)  # in full: a remembered one runs nothing
+    # torch counts a multiply-add as two operations.
+    return Cost(parameters(name, num_classes, in_channels), counter.get_total_flops() // 2, found)
 
 
 def latency(

@@ -23,6 +23,7 @@ class Model(nn.Module, ABC):
 
     multiple: ClassVar[int] = 4  # rows and columns of the images must be multiples of this ...
     least: ClassVar[int] = 8  # ... and at least this many
+    hint: ClassVar[str] = ""  # what to take instead, a sentence after a space
 
     def forward(self, x: Tensor) -> Outputs:
         """`x`: [B, C, H, W], normalised. ConfigError if the network cannot work with images of this size."""
@@ -30,7 +31,7 @@ class Model(nn.Module, ABC):
         if height % self.multiple or width % self.multiple or min(height, width) < self.least:
             raise ConfigError(
                 f"{type(self).__name__} needs images whose rows and columns are multiples of {self.multiple} and at "
-                f"least {self.least}, but got {height} x {width}."
+                f"least {self.least}, but got {height} x {width}.{self.hint}"
             )
         return self.outputs(x)
 

@@ -25,6 +25,7 @@ class ImageNetResNet(Model):
 
     multiple: ClassVar[int] = 32
     least: ClassVar[int] = 64
+    hint: ClassVar[str] = " For small images there are resnet18_cifar, resnet34_cifar and resnet50_cifar."
 
     def __init__(self, depth: int, num_classes: int, in_channels: int) -> None:
         from torchvision import models  # takes more than a second, which only these networks need

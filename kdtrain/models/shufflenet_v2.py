@@ -2,8 +2,8 @@
 
 `shufflenet_v2` is the paper's 1x network, `shufflenet_v2_w{w}` the one of w times its size.
 Source: https://github.com/HobbitLong/RepDistiller/blob/master/models/ShuffleNetv2.py. As there, the stem is a 1 x 1
-convolution without pooling, and 2x has 224 channels first, where torchvision's has 244. It pools 4 x 4 windows; here
-the pooling is global, which is the same at 32 x 32 and lets other image sizes work.
+convolution without pooling; its 2x has 224 channels first, where the paper (Table 5) and ours have 244. It pools 4 x 4
+windows; here the pooling is global, which is the same at 32 x 32 and lets other image sizes work.
 """
 
 import re
@@ -23,7 +23,7 @@ WIDTHS = {  # of the three stages and of the last convolution
     0.5: (48, 96, 192, 1024),
     1: (116, 232, 464, 1024),
     1.5: (176, 352, 704, 1024),
-    2: (224, 488, 976, 2048),
+    2: (244, 488, 976, 2048),
 }
 BLOCKS = (4, 8, 4)
 

@@ -1,6 +1,7 @@
 """kd-train as a person meets it: one trial from a file, resumed, refused, interrupted."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -88,7 +89,7 @@ def test_teacher_then_assistant_then_student(call, tmp_path):
     assistant = text.replace("resnet8", "wrn_10_1").replace('"vanilla"', '"dgkd"\npupil = true') + DGKD
     assert call(assistant, "-o", "assistant")[0] == 0
     code, _, err = call(text.replace('"vanilla"', '"dgkd"\nassistants = ["wrn_10_1"]') + DGKD + ASSISTANT)
-    assert (code, err.split(":")[0]) == (0, "epoch 1")
+    assert (code, [line.split(":")[0] for line in err.splitlines()]) == (0, ["teacher resnet8", "epoch 1"])
     # Files serve several methods: what a method does not look at is no part of its trial.
     vanilla = json.loads(call(text, "-o", "teacher")[1])["trial_id"]
     with_all = json.loads(call(text + DGKD + ASSISTANT, "-o", "teacher")[1])["trial_id"]
@@ -102,7 +103,7 @@ def test_teacher_then_assistant_then_student(call, tmp_path):
         ("[[assistant]]\nmodel = 'wrn_10_1'\n", "error: assistant[0].weights is required."),
         (
             "[[assistant]]\nmodel = 'wrn_10_1'\nweights = 'absent'\n",
-            "error: assistant[0].weights must be a safetensors file, but got 'absent'",
+            "error: assistant[0].weights must be a file of weights, but got 'absent'",
         ),
         ("[[assistant]]\nmodel = 'wrn_10_1'\nweights = 'x'\nid = 1\n", "error: unknown key 'id' at assistant[0].id."),
         ("[assistant]\nmodel = 'wrn_10_1'\nweights = 'x'\n", "error: assistant should be a valid "),
@@ -119,9 +120,26 @@ def test_stage_before_the_recipes_epochs_has_lines_of_its_own(call, teacher_file
     code, _, err = call(TRIAL.replace('"vanilla"', '"fsp"') + teacher_file)
     assert code == 0
     lines = err.splitlines()
-    assert [line.split(":")[0] for line in lines] == ["pretrain epoch 1", "epoch 1", "epoch 2"]
-    assert ("%" in lines[0], "%" in lines[1]) == (False, True)
-    assert "  " not in lines[0]
+    assert [line.split(":")[0] for line in lines] == ["teacher resnet8", "pretrain epoch 1", "epoch 1", "epoch 2"]
+    assert ("%" in lines[1], "%" in lines[2]) == (False, True)
+    assert "  " not in lines[1]
+
+
+@pytest.mark.parametrize(("expected", "within", "code"), [(None, 0.1, 0), (10.0, 90.0, 0), (99.9, 0.05, 2)])
+def test_teacher_is_measured_and_must_be_as_accurate_as_said(call, tmp_path, teacher_file, expected, within, code):
+    wanted = "" if expected is None else f"expect_top1 = {expected}\nwithin = {within}\n"
+    text = TRIAL.replace('"vanilla"', '"kd"') + teacher_file + wanted
+    ended, out, err = call(text, "-o", "student")
+    assert ended == code
+    assert err.startswith("teacher resnet8: ")
+    known = json.loads((tmp_path / "student" / "teacher.json").read_text())
+    if code:
+        assert re.search(r"error: teacher resnet8 \(.*\) on fashion_mini must have a top-1 of 99\.9 ± 0\.05, but", err)
+        assert out == ""
+    else:
+        told = json.loads(out)
+        assert told["teacher_top1"] == known["test_top1"]
+        assert f"teacher resnet8: {known['test_top1']:.2f} %" in err
 
 
 @pytest.mark.parametrize(
@@ -150,7 +168,7 @@ def test_weights_hold_the_student_and_what_its_prediction_needs(call, teacher_fi
 def test_bad_trial_is_one_line_and_status_2(call, old, new, message):
     text = TRIAL.replace(old, new, 1)
     if "absent" in new:
-        text, message = text.replace('"vanilla"', '"kd"'), "error: teacher.weights must be a safetensors file"
+        text, message = text.replace('"vanilla"', '"kd"'), "error: teacher.weights must be a file of weights"
     code, out, err = call(text)
     assert (code, out) == (2, "")
     assert err.startswith(message)

@@ -117,7 +117,7 @@ WIDTHS = {
     "shufflenet_v2": (24, 116, 232, 464, 1024),
     "shufflenet_v2_w0.5": (24, 48, 96, 192, 1024),
     "shufflenet_v2_w1.5": (24, 176, 352, 704, 1024),
-    "shufflenet_v2_w2": (24, 224, 488, 976, 2048),
+    "shufflenet_v2_w2": (24, 244, 488, 976, 2048),
 }
 # Rows of the stem and of the stages, by the rows of the images.
 HEIGHTS = {

@@ -11,6 +11,7 @@ import pytest
 
 from kdtrain import methods, recipes
 from kdtrain.config import Recipe, parse
+from sweeps.cost import multiply_adds
 from sweeps.plan import expand
 from sweeps.schema import TRIALS
 from sweeps.spec import read
@@ -225,7 +226,9 @@ class TestSpec:
         assert counts == [(str(len(plan.trials)), str(len(plan.teachers)))]
 
     def test_header_tells_the_cost(self, name):
-        assert len(re.findall(r"^# Cost: ", header(name), re.MULTILINE)) == 1
+        plan = planned(name).plan
+        total = multiply_adds([*plan.trials.values(), *plan.teachers.values()])
+        assert re.findall(r"^# Cost: (\S+) multiply-adds\.$", header(name), re.MULTILINE) == [f"{total:.1e}"]
 
     def test_is_planned_in_two_seconds(self, name):
         assert planned(name).seconds < 2  # of this process alone, so that others on the machine do not count
