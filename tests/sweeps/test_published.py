@@ -83,7 +83,8 @@ def test_torchvisions_weights_are_named_without_a_network():
     [
         ("'absent.pth'", r"teacher\.weights\.resnet14 must be a file of weights, but got 'absent\.pth' \(No such file"),
         ("3", r"teacher\.weights\.resnet14 must be a file, or a table that names one, but got 3"),
-        ("{ files = 'x' }", r"unknown key 'files' at teacher\.weights\.resnet14\.files\. Did you mean 'file'"),
+        ("{ file = 'x', inside = 1.0 }", r"unknown key 'inside' at teacher\.weights\.resnet14\.inside\."),
+        ("{ within = 1.0 }", r"teacher\.weights\.resnet14\.file is required"),
         (
             "{ file = 'x', expect_top1 = 101 }",
             r"teacher\.weights\.resnet14\.expect_top1 should be less than or equal to 100",
