@@ -31,9 +31,7 @@ def parse_text(text: str, name: str = "spec") -> Spec:
         tables = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{name} is not TOML: {error}.") from None
-    for key in ("train", "teacher"):
-        if isinstance(tables.get(key), dict):
-            tables[key] = recipes.expanded(tables[key], key)
+    _expand_recipes(tables)
     spec = parse(Spec, tables)
     if spec.sweep.name == TEACHERS:
         raise ConfigError(f"sweep.name must not be {TEACHERS!r}, the folder of all teachers.")
@@ -45,6 +43,17 @@ def parse_text(text: str, name: str = "spec") -> Spec:
     _check_methods(spec)
     _check_axes(spec)
     return spec
+
+
+def _expand_recipes(tables: dict[str, Any]) -> None:
+    """Put the keys of a named recipe where a table says `recipe`. What is no table is left for the parser to refuse."""
+    for key in ("train", "teacher"):
+        if isinstance(tables.get(key), dict):
+            tables[key] = recipes.expanded(tables[key], key)
+    overrides = tables.get("override")
+    for i, override in enumerate(overrides if isinstance(overrides, list) else []):
+        if isinstance(override, dict) and isinstance(override.get("set"), dict):
+            override["set"] = recipes.expanded(override["set"], f"override[{i}].set")
 
 
 def sha256(text: str) -> str:

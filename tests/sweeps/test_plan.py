@@ -3,6 +3,7 @@
 import pytest
 
 from kdtrain.build import trial_id
+from kdtrain.config import ConfigError
 from sweeps.plan import Plan, expand
 from sweeps.spec import parse_text
 
@@ -170,3 +171,27 @@ def test_plan_of_two_grids_is_the_union_of_their_plans():
 def test_where_and_how_fast_are_no_part_of_identity(change):
     grid = '[grid]\npair = ["resnet14/resnet8"]\nmethod = ["kd"]\nseed = [1]\n'
     assert set(plan(f"[run]\n{change}\n{grid}").trials) == set(plan(grid).trials)
+
+
+def test_a_named_recipe_stands_for_its_keys_everywhere():
+    made = plan("""
+[teacher]
+recipe = "ps_kd"
+epochs = 30
+[grid]
+pair = ["resnet14/resnet8"]
+method = ["vanilla", "kd"]
+seed = [1]
+[[override]]
+when = { method = "kd" }
+set = { recipe = "tf_kd", lr = 0.2, tau = 2.0 }
+""")
+    (teacher,) = made.teachers.values()
+    # A tenth of PS-KD's 300 epochs, so a tenth of its milestones 150 and 225, rounded to even.
+    assert (teacher.train.epochs, teacher.train.milestones, teacher.train.batch_size) == (30, [15, 22], 128)
+    vanilla, kd = (made.trials[cell.trial_id] for cell in made.cells)
+    assert (vanilla.train.epochs, vanilla.train.lr, vanilla.train.warmup_epochs) == (10, 0.05, None)
+    assert (kd.train.epochs, kd.train.milestones, kd.train.lr_gamma) == (200, [60, 120, 160], 0.2)
+    assert (kd.train.lr, kd.train.warmup_epochs, kd.method.params) == (0.2, 1, {"tau": 2.0})
+    with pytest.raises(ConfigError, match=r"unknown recipe 'tfkd' at override\[0\]\.set\.recipe\. Did you mean 'tf_kd'"):
+        plan('[grid]\npair = ["resnet8"]\nmethod = ["vanilla"]\nseed = [1]\n[[override]]\nset = { recipe = "tfkd" }\n')
