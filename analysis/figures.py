@@ -14,8 +14,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analysis.groups import Column, Group
-from analysis.names import dataset_name, fraction_name
-from analysis.render.cells import pair
+from analysis.names import ONTO, dataset_name, images_name
+from analysis.render import cells
 from analysis.stats import mean, sample_std
 from analysis.tables import row_name
 
@@ -50,7 +50,7 @@ def epoch_figures(groups: list[Group], epochs: pd.DataFrame, sweep: str) -> list
             _add_curve(plot, group, epochs, styles)
         if plot.data:
             _leave_out_start(plot)
-            where = f"{pair(column)}, {fraction_name(column.fraction)} of {dataset_name(dataset)}"
+            where = f"{cells.pair(column)}, {images_name(dataset, column.fraction)}"
             text = f"{where}: top-1 accuracy after each epoch, mean over n trials, bands from minimum to maximum."
             start = (
                 "The axis leaves out the first eighth of the epochs where that lies lower; a double click shows all."
@@ -65,20 +65,21 @@ def fraction_figures(groups: list[Group], sweep: str) -> list[Figure]:
     places: dict[tuple[str, str], list[Group]] = defaultdict(list)
     for group in groups:
         if group.values("test_top1"):
-            places[group.dataset, pair(group.column)].append(group)
+            places[group.dataset, cells.pair(group.column)].append(group)
     figures = []
     for (dataset, name), members in places.items():
         fractions = sorted({group.column.fraction for group in members})
         if len(fractions) < 2:
             continue
-        plot = _layout(f"Training images of {dataset_name(dataset)} (%)")
+        plot = _layout(f"Training images of {dataset_name(dataset.split(ONTO)[-1])} (%)")
         plot.update_xaxes(tickvals=[100 * fraction for fraction in fractions])
         rows: dict[str, list[Group]] = defaultdict(list)
         for group in members:
             rows[row_name(group.method, group.settings)].append(group)
         for row, same in rows.items():
             _add_fractions(plot, row, same, styles[row])
-        text = f"{name}: test top-1 accuracy after the last epoch, mean ± sample standard deviation over n trials"
+        where = f"{name}, {cells.data(dataset)}"
+        text = f"{where}: test top-1 accuracy after the last epoch, mean ± sample standard deviation over n trials"
         figures.append(Figure(plot=plot, caption=f"{text}. Sweep {sweep}."))
     return figures
 

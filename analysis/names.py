@@ -66,6 +66,7 @@ _CIFAR = "_cifar"  # the CIFAR form of a network that ImageNet has too
 _TORCHVISION = "torchvision:"
 _WIDTH = re.compile(r"_([wk])([\d.]+)$")  # a width or growth other than the standard one
 ONTO = " -> "  # between the two data sets of a probe
+_NUMBER = r"\d+(?:\.\d+)?(?:e[+-]\d+)?"
 
 
 def method_name(method: str) -> str:
@@ -95,14 +96,21 @@ def model_name(model: str) -> str:
     return model
 
 
-def natural_order(name: str) -> list[tuple[str, int]]:
-    """Sort key that puts resnet8 before resnet14."""
-    return [(text, int(digits or -1)) for text, digits in re.findall(r"(\D*)(\d*)", name)]
+def natural_order(name: str) -> list[tuple[str, float]]:
+    """Sort key that puts resnet8 before resnet14, and 0.05 before 0.1."""
+    return [(text, float(number or -1)) for text, number in re.findall(rf"(\D*)({_NUMBER}|)", name)]
 
 
 def dataset_name(dataset: str) -> str:
     """`cifar100` -> `CIFAR-100`, `cifar100 -> stl10` -> `CIFAR-100 → STL-10`."""
     return " → ".join(DATASETS.get(name, name) for name in dataset.split(ONTO))
+
+
+def images_name(dataset: str, fraction: float) -> str:
+    """`20 % of CIFAR-100`; of probes `20 % of STL-10, linear probes of networks trained on CIFAR-100`."""
+    *source, target = dataset.split(ONTO)
+    probes = f", linear probes of networks trained on {dataset_name(source[0])}" if source else ""
+    return f"{fraction_name(fraction)} of {dataset_name(target)}{probes}"
 
 
 def fraction_name(fraction: float) -> str:

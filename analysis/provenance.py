@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.groups import params_of
+from analysis.configuration import params_of
+from analysis.groups import shown
 from analysis.load import Row, Sweep, records
 from analysis.names import dataset_name, fraction_name, model_name
 from analysis.tables import row_name
@@ -14,11 +15,11 @@ from sweeps.schema import PUBLISHED
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """A teacher, or an assistant of one, that students of the sweep learned from."""
+    """A teacher, or an assistant of one, that students of the sweep learned from or that it probes."""
 
     id: str
     model: str
-    training: str  # e.g. `CIFAR-100, 100 %, 240 epochs, seed 0, LS (epsilon=0.1)`; empty if the store does not know it
+    training: str  # e.g. `CIFAR-100, 100 %, 240 epochs, seed 0, LS (epsilon=0.1)`; empty if it has no row
     accuracy: float | None  # test top-1, percent
 
 
@@ -87,31 +88,34 @@ def _commit(commit: str | None) -> str:
 def _teachers(rows: list[Row], known: list[Row]) -> Iterable[Teacher]:
     by_id = {row["trial_id"]: row for row in known}
     used = {row["teacher_id"]: row["teacher"] for row in rows if row["teacher_id"] is not None}
+    used |= {row["source_id"]: row["student"] for row in rows if row["source_id"] in by_id}
     assistants = {key for row in rows for key in row["assistant_ids"] or ()}
     used |= {key: by_id[key]["student"] if key in by_id else "unknown" for key in assistants}
     for teacher_id, model in sorted(used.items(), key=lambda item: (item[1], item[0])):
         row = by_id.get(teacher_id)
-        training = ""
-        if row is not None:
-            data = f"{dataset_name(row['dataset'])}, {fraction_name(row['fraction'])}"
-            how = "" if row["method"] == "vanilla" else f", {row_name(row['method'], params_of(row))}"
-            training = f"{data}, {row['epochs']} epochs, seed {row['seed']}{how}"
-            if row["method"] == PUBLISHED:
-                training = f"weights from {json.loads(row['params'])['source']}"
         yield Teacher(
             id=teacher_id,
             model=model_name(model),
-            training=training,
+            training="" if row is None else _training(row),
             accuracy=None if row is None else row["test_top1"],
         )
+
+
+def _training(row: Row) -> str:
+    if row["method"] == PUBLISHED:
+        return f"weights from {json.loads(row['params'])['source']}"
+    data = f"{dataset_name(row['dataset'])}, {fraction_name(row['fraction'])}"
+    how = "" if row["method"] == "vanilla" else f", {row_name(row['method'], params_of(row))}"
+    return f"{data}, {row['epochs']} epochs, seed {row['seed']}{how}"
 
 
 def _failure(row: Row) -> Failure:
     student = model_name(row["student"])
     pair = f"{model_name(row['teacher'])} → {student}" if row["teacher"] else student
+    data = "" if row["source_id"] is None else f"{dataset_name(shown(row))}, "
     return Failure(
         id=row["trial_id"],
-        what=f"{row_name(row['method'], ())}, {pair}, {fraction_name(row['fraction'])}, seed {row['seed']}",
+        what=f"{row_name(row['method'], ())}, {pair}, {data}{fraction_name(row['fraction'])}, seed {row['seed']}",
         status=row["status"],
         error=_last_line(row["error_type"] or "", row["error"] or ""),
         epochs_done=row["epochs_done"],

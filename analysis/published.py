@@ -163,7 +163,9 @@ def _is_papers_teacher(row: Row, dataset: str) -> bool:
         return False
     if row["method"] == PUBLISHED:  # whose training nobody knows: is it as accurate as one of the papers'?
         printed = (number for number in _teachers().get((dataset, row["student"]), ()))
-        return row["test_top1"] is not None and any(abs(row["test_top1"] - number) <= _SAME for number in printed)
+        return row["test_top1"] is not None and any(
+            round(abs(row["test_top1"] - number), 6) <= _SAME for number in printed
+        )
     return bool(row["method"] == "vanilla" and follows_recipe(row))
 
 

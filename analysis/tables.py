@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from analysis.groups import TEACHER, Column, Group, Settings, group_students, group_teachers
+from analysis.configuration import Settings
+from analysis.groups import TEACHER, Column, Group, group_students, group_teachers, student_rows
 from analysis.load import Sweep, records
 from analysis.metrics import Metric
 from analysis.names import method_name
@@ -130,8 +131,8 @@ def marks(cells: Sequence[Cell], metric: Metric) -> list[Mark]:
 
 
 def sweep_seeds(sweep: Sweep) -> set[int]:
-    """The seeds that any student of the sweep has."""
-    return set(sweep.trials["seed"])
+    """The seeds that any student of the sweep has. Teachers, and so their probes, have one of their own."""
+    return {row["seed"] for row in student_rows(sweep)}
 
 
 def _table(sweep: Sweep, metric: Metric, groups: list[Group]) -> Table:
@@ -143,11 +144,10 @@ def _table(sweep: Sweep, metric: Metric, groups: list[Group]) -> Table:
         cell = build_cell(group, metric, seeds)
         row = cells.setdefault((group.method, group.settings), {})
         row[group.column] = replace(cell, published=published(group, metric, teachers))
-    empty = Cell(n_missing=len(sweep_seeds(sweep)))
-    rows = [
-        TableRow(method=method, settings=settings, cells=tuple(row.get(column, empty) for column in columns))
-        for (method, settings), row in cells.items()
-    ]
+    rows = []
+    for (method, settings), row in cells.items():
+        empty = Cell(n_missing=0 if method == TEACHER else len(sweep_seeds(sweep)))
+        rows.append(TableRow(method=method, settings=settings, cells=tuple(row.get(key, empty) for key in columns)))
     rows = _marked(rows, metric)
     return Table(
         sweep=sweep.name,

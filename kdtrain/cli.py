@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from kdtrain import catalogue, teachers
+from kdtrain import catalogue, data, teachers
 from kdtrain.build import trial_id
 from kdtrain.checkpoint import write_file
 from kdtrain.config import ConfigError, TrialConfig, Where
@@ -165,6 +165,8 @@ def _train(trial: TrialConfig, where: Where, folder: Path) -> TrialResult:
     """Train to the end, leaving a checkpoint after each epoch and the weights at last."""
     state = folder / "checkpoint.pt"
     training = Training(trial, where, state.read_bytes() if state.exists() else None)
+    for line in data.told(trial.data.dataset, training.batches.images):
+        typer.echo(line, err=True)
     if training.records:
         typer.echo(f"going on after {_epoch(training.records[-1])}", err=True)
     while not training.done:

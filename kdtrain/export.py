@@ -128,7 +128,11 @@ def export(path: Path, out: Path, where: Where, formats: tuple[str, ...] = tuple
 def _info(trial: TrialConfig, where: Where) -> Info:
     """What is known of the trial's images, with their mean and standard deviation."""
     info = data.info_of(trial.data)
-    return info if info.mean and info.std else data.load(trial.data, where, torch.device("cpu")).info
+    if info.mean and info.std:
+        return info
+    # If it was trained without corrupt images, its statistics are without them; if not, there are none.
+    without = where.model_copy(update={"skip_corrupt": True})
+    return data.load(trial.data, without, torch.device("cpu")).info
 
 
 def _keep(module: nn.Module, names: set[str], prefix: str = "") -> None:
@@ -239,7 +243,7 @@ def _card(path: Path, predictor: Predictor, files: dict[str, bytes]) -> Card:
     trial_id = weights.identity(str(path), KEY)
     packages = ["kdsweep", "torch", "safetensors", *(ONNX_PACKAGES if FORMATS["onnx"] in files else ())]
     return Card(
-        student=trial.student, dataset=trial.data.dataset, num_classes=info.num_classes,
+        student=trial.student, dataset=data.title(trial.data), num_classes=info.num_classes,
         input_shape=predictor.shape, input_range=(0.0, 1.0), mean=info.mean, std=info.std,
         method=trial.method.name, params=methods.params(trial.method),
         teacher=trial.teacher.model if trial.teacher else None, seed=trial.seed, fraction=trial.data.fraction,

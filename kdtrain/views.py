@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kdtrain.draws import Stream, below, raw
@@ -51,9 +50,11 @@ def apply(images: Tensor, indices: Tensor, views: Views, mean: tuple[float, ...]
     rows = views.dy[indices][:, None] + torch.arange(-pad, height - pad, device=images.device)
     wanted = indices[:, None] * height + rows.clamp(0, height - 1)
     picked = _rows(images).flatten(0, 1).index_select(0, wanted.flatten()).view(len(indices), height, -1)
-    picked.masked_fill_(((rows < 0) | (rows >= height))[:, :, None], 0)
+    padded = picked.new_zeros(len(indices), height, (width + 2 * pad) * channels)
+    padded[:, :, pad * channels : -pad * channels] = picked
+    padded *= ((rows >= 0) & (rows < height))[:, :, None]
     columns = _columns(width, channels, images.device)[views.flip[indices].long(), views.dx[indices]]
-    crops = F.pad(picked, (pad * channels, pad * channels)).gather(2, columns[:, None].expand(-1, height, -1))
+    crops = padded.gather(2, columns[:, None].expand(-1, height, -1))
     return _normalise(crops, mean, std)
 
 

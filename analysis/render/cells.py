@@ -2,7 +2,7 @@
 
 from analysis.groups import Column
 from analysis.metrics import Metric
-from analysis.names import dataset_name, fraction_name, model_name
+from analysis.names import ONTO, dataset_name, fraction_name, model_name
 from analysis.published import Published
 from analysis.tables import Cell, Table
 
@@ -57,11 +57,16 @@ def fraction(table: Table, column: Column) -> str:
     return "" if table.fractions == (1.0,) else fraction_name(column.fraction)
 
 
+def data(dataset: str) -> str:
+    """E.g. `CIFAR-100`, `CIFAR-100 → STL-10 (linear probes)`."""
+    return dataset_name(dataset) + (" (linear probes)" if ONTO in dataset else "")
+
+
 def caption(table: Table) -> str:
     """What the table shows, of which sweep, and how far that is."""
     if table.dataset is None:
         return f"Sweep {table.sweep}: {table.status}."
     return (
-        f"{dataset_name(table.dataset)}: {table.metric.name}, mean ± sample standard deviation "
+        f"{data(table.dataset)}: {table.metric.name}, mean ± sample standard deviation "
         f"(number of trials). Sweep {table.sweep}: {table.status}."
     )

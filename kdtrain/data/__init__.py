@@ -131,12 +131,18 @@ def _named(config: DataConfig, where: str) -> Info:
     return DATASETS[name]
 
 
+def title(config: DataConfig) -> str:
+    """What a data set is called wherever its images lie: a person's own folder by its last name."""
+    return config.dataset if config.folder is None else f"{folder.PREFIX}{Path(config.dataset).name}"
+
+
 def told(name: str, dataset: Dataset) -> list[str]:
     """What a person should know of an opened data set: how many corrupt images were left out."""
     if not dataset.skipped:
         return []
     few = ", ".join(dataset.skipped[:3]) + (" ..." if len(dataset.skipped) > 3 else "")
-    return [f"{name}: {len(dataset.skipped)} corrupt images are left out: {few}"]
+    count = "1 corrupt image is" if len(dataset.skipped) == 1 else f"{len(dataset.skipped)} corrupt images are"
+    return [f"{name}: {count} left out: {few}"]
 
 
 def load(config: DataConfig, where: Where, device: torch.device) -> Dataset:

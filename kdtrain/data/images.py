@@ -118,7 +118,8 @@ def decoded(files: Files, size: int, skip_corrupt: bool) -> Iterator[Chunk]:
             yield Chunk(np.array(images, np.uint8).reshape(-1, size, size, 3), np.array(kept, np.int64), tuple(out))
     for label in skipped.keys() - left:
         raise ConfigError(
-            f"skip_corrupt leaves a class without images: all like {files.root / skipped[label]} are corrupt."
+            f"skip_corrupt leaves a class without images: all like {files.root / skipped[label]} are corrupt "
+            "(training and test split need one each)."
         )
 
 

@@ -85,6 +85,29 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
+# What sets a linear probe of CID's Table 5 apart from its student, and a teacher whose weights come from elsewhere.
+PROBE: dict[str, Any] = {
+    "role": "probe",
+    "dataset": "stl10",
+    "source_dataset": "cifar100",
+    "probe": '{"holdout":0.1,"lrs":[0.01,0.1,1.0]}',
+    "image_size": 32,
+    "epochs": 100,
+    "batch_size": 128,
+    "lr": 0.1,
+    "lr_milestones": [60, 80],
+    "weight_decay": 0.0,
+    "augment": False,
+    "epochs_done": 100,
+}
+_RECIPE = ("epochs", "batch_size", "lr", "lr_milestones", "lr_gamma", "momentum", "nesterov", "weight_decay", "augment")
+PUBLISHED: dict[str, Any] = {
+    **dict.fromkeys((*_RECIPE, "precision", "seed", "view_seed")),
+    **dict.fromkeys(("best_epoch", "best_acc", "best_split", "n_train", "student_params", "train_seconds")),
+    "method": "published",
+    "epochs_done": 0,
+}
+
 # The methods' parameters in the papers, as the trainer writes them; CID's alpha and beta are those of the pair.
 _KD = {"gamma": 0.1, "alpha": 0.9, "tau": 4.0}
 _ADDED_KD = {**_KD, "alpha": 1.0}
@@ -164,10 +187,18 @@ class Results:
         before = [{**rows[0], **blank, "epoch": epoch} for epoch in range(1, pretrain + 1)]
         Store(self.path, sweep).write_epochs(trial_id, before + rows)
 
+    def add_probe(self, source_id: str, curve: list[float] | None = None, **columns: Any) -> str:
+        """Write the linear probe on STL-10 of a network trained on CIFAR-100."""
+        return self.add(curve=curve, **{**PROBE, "source_id": source_id, **columns})
+
     def add_teacher(self, trial_id: str = TEACHER_ID, **columns: Any) -> None:
         """Write a teacher: a ResNet-56 trained by the papers' recipe."""
         own = {"role": "teacher", "teacher": None, "student": "resnet56", "method": "vanilla", "test_top1": 72.34}
         self.add(TEACHERS, trial_id=trial_id, **{**own, **columns})
+
+    def add_published(self, source: str, trial_id: str = TEACHER_ID, **columns: Any) -> None:
+        """Write a teacher whose weights come from the file `source`."""
+        self.add_teacher(trial_id, **{**PUBLISHED, "params": {"source": source}, **columns})
 
 
 def read_tables(results: Results, metric: str = "test_top1", sweep: str = "demo") -> list[Table]:

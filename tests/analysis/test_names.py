@@ -1,6 +1,14 @@
 import pytest
 
-from analysis.names import dataset_name, fraction_name, method_name, method_order, model_name, natural_order
+from analysis.names import (
+    dataset_name,
+    fraction_name,
+    images_name,
+    method_name,
+    method_order,
+    model_name,
+    natural_order,
+)
 
 
 @pytest.mark.parametrize(
@@ -13,7 +21,12 @@ from analysis.names import dataset_name, fraction_name, method_name, method_orde
         ("vgg8", "VGG-8"),
         ("mobilenet_v2", "MobileNetV2"),
         ("shufflenet_v1", "ShuffleNetV1"),
+        ("resnet8x8", "ResNet-8×8"),
         ("resnext29_8x64d", "ResNeXt-29 (8×64d)"),
+        ("mobilenet_v2_w0.75", "MobileNetV2 ×0.75"),
+        ("resnet50_cifar_w2", "ResNet-50 ×2 (CIFAR)"),
+        ("densenet121_cifar_k12", "DenseNet-121 k=12 (CIFAR)"),
+        ("torchvision:efficientnet_b0", "efficientnet_b0 (torchvision)"),
         ("my_net", "my_net"),
     ],
 )
@@ -40,9 +53,13 @@ def test_methods():
 def test_data():
     assert dataset_name("cifar100") == "CIFAR-100"
     assert dataset_name("own") == "own"
+    assert dataset_name("cifar100 -> stl10") == "CIFAR-100 → STL-10"
     assert fraction_name(0.2) == "20 %"
     assert fraction_name(0.125) == "12.5 %"
+    assert images_name("cifar100", 0.2) == "20 % of CIFAR-100"
+    assert images_name("cifar100 -> stl10", 1.0) == "100 % of STL-10, linear probes of networks trained on CIFAR-100"
 
 
 def test_natural_order():
     assert sorted(["resnet14", "wrn_16_1", "resnet8"], key=natural_order) == ["resnet8", "resnet14", "wrn_16_1"]
+    assert sorted(["0.1", "10", "2", "0.05", "1e-05"], key=natural_order) == ["1e-05", "0.05", "0.1", "2", "10"]

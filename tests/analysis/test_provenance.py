@@ -49,6 +49,26 @@ def test_teachers_of_other_methods_and_assistants_are_told(results):
     ]
 
 
+def test_weights_from_elsewhere_are_told_by_their_file(results):
+    results.add_published("s3://weights/resnet56.pth", test_top1=72.3)
+    results.add()
+    (teacher,) = build_provenance(load(results.path, "demo")).teachers
+    assert (teacher.training, teacher.accuracy) == ("weights from s3://weights/resnet56.pth", 72.3)
+
+
+def test_a_teacher_that_is_only_probed_is_told(results):
+    results.add_teacher()
+    results.add_probe(results.teacher_id, teacher=None, student="resnet56", method="vanilla")
+    (teacher,) = build_provenance(load(results.path, "demo")).teachers
+    assert (teacher.id, teacher.model) == (results.teacher_id, "ResNet-56")
+
+
+def test_a_failed_probe_is_told_from_its_student(results):
+    results.add_probe(results.add(), status="failed", error_type="E")
+    (failure,) = build_provenance(load(results.path, "demo")).failures
+    assert failure.what == "KD, ResNet-56 → ResNet-20, CIFAR-100 → STL-10, 100 %, seed 1"
+
+
 def test_failures(results):
     results.add(
         status="failed", error_type="OSError", error="Traceback:\n  line 1\nOSError: disk full\n", epochs_done=7

@@ -61,6 +61,31 @@ def test_the_teacher_must_agree_too(results, tables, change):
     assert printed(tables, results, "teacher") == []
 
 
+@pytest.mark.parametrize(("accuracy", "numbers"), [(75.71, [CID]), (75.51, [CID]), (75.72, []), (75.50, [])])
+def test_weights_from_elsewhere_are_the_papers_if_as_accurate_as_printed(results, tables, accuracy, numbers):
+    results.add_published("wrn_40_2.pth", student="wrn_40_2", test_top1=accuracy)  # printed: 75.61
+    results.add(method="cid", **WRN)
+    assert printed(tables, results, "cid") == numbers
+    assert bool(printed(tables, results, "teacher")) == bool(numbers)
+
+
+def test_weights_from_elsewhere_are_compared_with_teachers_of_their_architecture_and_data(results, tables):
+    results.add_published("wrn_40_2.pth", student="wrn_40_2", test_top1=72.34)  # printed of resnet56
+    results.add(method="cid", **WRN)
+    results.add_published("resnet56.pth", "b" * 16, dataset="cifar10", test_top1=72.34)
+    results.add(teacher_id="b" * 16)
+    assert printed(tables, results, "cid") == printed(tables, results, "kd") == []
+
+
+def test_probes_have_no_printed_number(results, tables):
+    results.add_teacher(student="wrn_40_2", test_top1=75.6)
+    results.add_probe(results.add(method="cid", **WRN), method="cid", **WRN)
+    results.add_probe(results.teacher_id, method="vanilla", teacher=None, student="wrn_40_2")
+    probes = tables(results)[-1]
+    assert [row.name for row in probes.rows] == ["Teacher", "CID"]
+    assert [cell.published for row in probes.rows for cell in row.cells] == [(), ()]
+
+
 def test_both_papers_print_kd_and_the_teacher(results, tables):
     results.add_teacher()
     results.add(method="kd")

@@ -1,5 +1,7 @@
 """`channels`: colour images in grey as torchvision and PIL make them, grey ones in three channels, and who they are."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,6 @@ from torchvision.transforms.v2 import functional
 
 from kdtrain import build, data, models
 from kdtrain.config import ConfigError, DataConfig, MethodRef, Recipe, TrialConfig, Where
-from kdtrain.data import imagenet
 from kdtrain.data.dataset import Info, Look
 from kdtrain.data.images import Chunk
 from kdtrain.data.memory import Arrays, opener
@@ -87,13 +88,14 @@ class TestGrey:
             assert shown(source).shape == (len(images), 1, SIZE, SIZE)
             assert (shown(source) - theirs(images).float()).abs().max() <= 1.001
 
-    def test_weights_are_those_of_itu_r_601(self):
-        # 0.299, 0.587 and 0.114 of 255, rounded; two of them and all.
+    def test_weights_are_those_of_itu_r_601(self, monkeypatch):
+        # 0.299, 0.587 and 0.114 of 255, rounded; of two of them and of all.
         pure = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [255, 255, 255]], dtype=torch.uint8)
-        images = pure[:, :, None, None].expand(-1, -1, 8, 8)
-        from kdtrain.data.memory import _in_channels
-
-        assert _in_channels(images, 1)[:, 0, 0, 0].tolist() == [76, 150, 29, 226, 255]
+        images = pure[:, :, None, None].expand(-1, -1, SIZE, SIZE)
+        arrays = Arrays(images, torch.arange(5), images, torch.arange(5))
+        monkeypatch.setitem(data.DATASETS, "pure", replace(data.DATASETS["colour"], open=opener(lambda where: arrays)))
+        got = shown(load(dataset="pure", channels=1, **LEVELS).train)
+        assert got[:, 0, 3, 5].round().tolist() == [76, 150, 29, 226, 255]
 
     def test_images_are_resized_before_they_become_grey(self):
         got = shown(load(dataset="colour", channels=1, image_size=8, **LEVELS).train)
@@ -110,21 +112,17 @@ class TestGrey:
             near = torch.cat([levels.unique().long() + shift for shift in (-1, 0, 1)] + [torch.zeros(1).long()])
             assert torch.isin(image.unique(), near).all()
 
-    def test_streamed_images_are_grey_too(self, tmp_path):
+    def test_streamed_images_are_grey_too(self, tmp_path, monkeypatch):
         for split in ("train", "val"):
             for wnid in ("n01", "n02"):
                 folder = tmp_path / "imagenet" / split / wnid
                 folder.mkdir(parents=True)
                 for i, image in enumerate(ARRAYS[3].train_images[:2]):
                     Image.fromarray(image.permute(1, 2, 0).numpy()).resize((40, 40)).save(folder / f"{i}.JPEG")
-        monkeypatched = Info(
-            name="imagenet", num_classes=2, in_channels=3, image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3,
-            open=imagenet.open_,
-        )  # fmt: skip
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(data.DATASETS, "imagenet", monkeypatched)
-            where = Where(data_root=str(tmp_path))
-            got, colours = (load(where, dataset="imagenet", **fields) for fields in ({"channels": 1, **LEVELS}, {}))
+        small = {"num_classes": 2, "image_size": 32, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+        monkeypatch.setitem(data.DATASETS, "imagenet", replace(data.DATASETS["imagenet"], **small))
+        where = Where(data_root=str(tmp_path))
+        got, colours = (load(where, dataset="imagenet", **fields) for fields in ({"channels": 1, **LEVELS}, {}))
         pixels = shown(colours.test) * 0.5 + 0.5
         assert (shown(got.test) - 255 * functional.rgb_to_grayscale(pixels)).abs().max() <= 2
         assert shown(got.test).shape == (4, 1, 32, 32)

@@ -193,5 +193,5 @@ set = { recipe = "tf_kd", lr = 0.2, tau = 2.0 }
     assert (vanilla.train.epochs, vanilla.train.lr, vanilla.train.warmup_epochs) == (10, 0.05, None)
     assert (kd.train.epochs, kd.train.milestones, kd.train.lr_gamma) == (200, [60, 120, 160], 0.2)
     assert (kd.train.lr, kd.train.warmup_epochs, kd.method.params) == (0.2, 1, {"tau": 2.0})
-    with pytest.raises(ConfigError, match=r"unknown recipe 'tfkd' at override\[0\]\.set\.recipe\. Did you mean 'tf_kd'"):
+    with pytest.raises(ConfigError, match=r"unknown recipe .tfkd. at override\[0\]\.set\.recipe\..*tf_kd"):
         plan('[grid]\npair = ["resnet8"]\nmethod = ["vanilla"]\nseed = [1]\n[[override]]\nset = { recipe = "tfkd" }\n')

@@ -1,0 +1,118 @@
+"""What two trials must share to be repetitions of each other: all that can change a result but their seeds."""
+
+import json
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from analysis.load import Row
+from sweeps.schema import IDENTITY, PUBLISHED
+
+Settings = tuple[tuple[str, str], ...]  # (key, value), as printed
+Config = dict[str, str]  # key -> canonical JSON
+PARAMS = "params."
+TEACHERS = "teacher."
+UNKNOWN = json.dumps("unknown")  # how weights from elsewhere were trained; differs from nothing
+_SOURCES = "source."
+_PROBES = "probe."
+# What places a trial in a table, or repeats it. Every other identity column is configuration; assistants follow from
+# the rest of it and from the teacher.
+_PLACE = {"trial_id", "role", "dataset", "fraction", "teacher", "teacher_id", "student", "method", "params", "probe"}
+_REPEATS = {"seed", "view_seed", "self_taught", "assistant_ids", "source_id", "source_dataset"}
+_CONFIG = tuple(field.name for field in IDENTITY if field.name not in _PLACE | _REPEATS)
+
+
+def params_of(row: Row) -> Settings:
+    """The full parameters of a trial's method."""
+    return tuple((key, short(json.dumps(value))) for key, value in _flat(json.loads(row["params"]), "").items())
+
+
+def student_config(row: Row, networks: Mapping[str, Row]) -> Config:
+    """The configuration of a student and of its teacher; of a student's probe, also of the student.
+
+    networks: id -> row of what was trained, or brought, before the trial.
+    """
+    return _own(row) | _params(row) | _teacher(row["teacher_id"], networks) | _source(row, networks)
+
+
+def teacher_config(row: Row, networks: Mapping[str, Row]) -> Config:
+    """The configuration of a teacher, whose method and data are not those of its column; of its probe, of both."""
+    if row["source_id"] is None:
+        return _whole(row)
+    return _own(row) | _prefixed(_SOURCES, _whole(networks[row["source_id"]]))
+
+
+def printed(values: set[str | None]) -> dict[str | None, str]:
+    """JSON value -> text, numbers with four digits unless that makes two values equal."""
+    texts = {value: short(value) for value in values}
+    if len(set(texts.values())) == len(texts):
+        return texts
+    return {value: "none" if value is None else value for value in values}
+
+
+def short(value: str | None) -> str:
+    """A JSON value as text, numbers with four digits."""
+    data = None if value is None else json.loads(value)
+    if data is None:
+        return "none"
+    if isinstance(data, list):
+        return "[" + ", ".join(str(part) for part in data) + "]"
+    if isinstance(data, float):
+        return f"{data:.4g}"
+    return data if isinstance(data, str) else json.dumps(data)
+
+
+def _own(row: Row) -> Config:
+    """Recipe and images."""
+    if row["method"] == PUBLISHED:
+        # The path may hold another file later, so the id belongs to the name.
+        weights = f"{PurePosixPath(json.loads(row['params'])['source']).name} {row['trial_id'][:8]}"
+        return {"weights": json.dumps(weights), **dict.fromkeys(_CONFIG, UNKNOWN)}
+    own = {name: row[name] for name in _CONFIG}
+    if row["probe"] is not None:
+        del own["lr"]  # which is a result: the best of probe.lrs, seed by seed
+        own |= _flat(json.loads(row["probe"]), _PROBES)
+    return {key: json.dumps(value) for key, value in own.items()}
+
+
+def _params(row: Row) -> Config:
+    if row["method"] == PUBLISHED:
+        return {}
+    return {key: json.dumps(value) for key, value in _flat(json.loads(row["params"]), PARAMS).items()}
+
+
+def _whole(row: Row) -> Config:
+    own = {name: json.dumps(row[name]) for name in ("method", "dataset", "fraction")}
+    return {"method": own["method"], **_own(row), **_params(row), **own}
+
+
+def _teacher(teacher_id: str | None, networks: Mapping[str, Row]) -> Config:
+    """Teachers that differ in their seed alone are repetitions too; of an unknown one, only its id is known."""
+    if teacher_id is None:
+        return {}
+    if teacher_id not in networks:
+        return {f"{TEACHERS}id": json.dumps(teacher_id)}
+    return _prefixed(TEACHERS, _whole(networks[teacher_id]))
+
+
+def _source(row: Row, networks: Mapping[str, Row]) -> Config:
+    """How the student of a probe was trained beside what its own row tells; of an unknown one, only its id is known."""
+    source_id = row["source_id"]
+    if source_id is None:
+        return {}
+    if source_id not in networks:
+        return {f"{_SOURCES}id": json.dumps(source_id)}
+    source = networks[source_id]
+    own = {key: value for key, value in _own(source).items() if key != "method_version"}
+    return _prefixed(_SOURCES, {"fraction": json.dumps(source["fraction"]), **own})
+
+
+def _prefixed(prefix: str, config: Config) -> Config:
+    return {f"{prefix}{key}": value for key, value in config.items()}
+
+
+def _flat(params: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in params.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
