@@ -70,10 +70,17 @@ def load(results: str, name: str) -> Sweep:
     return Sweep(
         name=name,
         trials=trials[trials["role"] != "teacher"].reset_index(drop=True),
-        teachers=frame(Store(results, TEACHERS).read_trials(ids)),
+        teachers=_teachers(results, ids, trials),
         spec=None if spec is None else spec.decode(errors="replace"),
         under_way=len(begun - set(trials["trial_id"])),
     )
+
+
+def _teachers(results: str, ids: set[str], trials: pd.DataFrame) -> pd.DataFrame:
+    """The rows of teachers: of weights from elsewhere as this sweep measured them, of the others what trained them."""
+    own = trials[(trials["role"] == "teacher") & trials["trial_id"].isin(ids)]
+    trained = Store(results, TEACHERS).read_trials(ids - set(own["trial_id"]))
+    return pd.concat([frame(trained), own], ignore_index=True).astype(object) if len(own) else frame(trained)
 
 
 def load_epochs(results: str, name: str, ids: Iterable[str]) -> pd.DataFrame:

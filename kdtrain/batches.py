@@ -8,11 +8,15 @@ from torch import Tensor
 from kdtrain import methods, subset
 from kdtrain.config import ConfigError, TrialConfig
 from kdtrain.data.dataset import Dataset, Look
-from kdtrain.draws import Stream, permutation, same_class
+from kdtrain.draws import TURNED, Stream, permutation, same_class
 from kdtrain.methods.base import Batch
 
-EVAL_BATCH = 500
-TURNED = (Stream.TURNED_90, Stream.TURNED_180, Stream.TURNED_270)
+EVAL_BATCH = 500  # images, of 64 x 64 at most; of larger ones as many as have so many pixels
+
+
+def eval_chunks(indices: Tensor, image_size: int) -> tuple[Tensor, ...]:
+    """`indices` in batches for evaluation, large but not beyond the memory that large images need."""
+    return indices.split(max(1, min(EVAL_BATCH, EVAL_BATCH * 64**2 // image_size**2))) if len(indices) else ()
 
 
 class Batches:
@@ -66,7 +70,7 @@ class Batches:
             chosen = torch.arange(len(source.labels), device=self.device)
         else:
             chosen = self.train if split == "train" else self.val
-        chunks = chosen.split(EVAL_BATCH) if len(chosen) else ()
+        chunks = eval_chunks(chosen, self.images.info.image_size)
         for indices, images in zip(chunks, source.plain(chunks), strict=True):
             yield Batch(images, source.labels[indices], indices, 0)
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from kdtrain import data, methods, models
-from kdtrain.config import ConfigError, TeacherRef, TrialConfig, canonical, digest
+from kdtrain.config import ConfigError, DataConfig, TeacherRef, TrialConfig, canonical, digest
 from kdtrain.data.dataset import Info
 from kdtrain.methods.base import Method, Setting
 from kdtrain.models.outputs import Model, Outputs
@@ -22,16 +23,9 @@ def trial_id(trial: TrialConfig) -> str:
     """
     config = trial.model_dump(mode="json", exclude_none=True)
     config["view_seed"] = trial.views
-    if trial.data.folder is not None:
-        config["data"]["dataset"] = "folder"  # the path says only where the images lie
-    else:
-        info = data.DATASETS[trial.data.dataset]
-        own = {"image_size": info.image_size, "channels": info.in_channels, "mean": info.mean, "std": info.std}
-        config["data"] = {
-            key: value
-            for key, value in config["data"].items()
-            if key not in own or own[key] != getattr(trial.data, key)
-        }
+    config["data"] = _images(trial.data)
+    if trial.probe is not None:
+        del config["probe"]["dataset"]  # which follows from the source
     config["train"] |= {"lr_milestones": trial.train.milestones, "nesterov": nesterov(trial)}
     config["method"] = {
         "name": trial.method.name,
@@ -39,6 +33,18 @@ def trial_id(trial: TrialConfig) -> str:
         "version": methods.version(trial.method),
     }
     return digest(config)
+
+
+def _images(config: DataConfig) -> dict[str, Any]:
+    """What determines the images: of a folder not where it lies, of another set not what it has anyway."""
+    given = config.model_dump(mode="json", exclude_none=True)
+    if config.folder is not None:
+        own: dict[str, Any] = {"channels": 3}
+        given["dataset"] = "folder"
+    else:
+        info = data.info_of(DataConfig(dataset=config.dataset))
+        own = {"image_size": info.image_size, "channels": info.in_channels, "mean": info.mean, "std": info.std}
+    return {key: value for key, value in given.items() if key not in own or own[key] != getattr(config, key)}
 
 
 def nesterov(trial: TrialConfig) -> bool:
@@ -122,6 +128,7 @@ def check(trial: TrialConfig) -> None:
     models.check(trial.student, "student")
     configs = methods.resolve(trial.method)
     _check_teachers(trial)
+    _check_recipe(trial, info)
     if trial.train.batch_size < (least := methods.min_batch(trial.method)):
         raise ConfigError(
             f"train.batch_size must be at least {least} for method {trial.method.name!r}, which compares the images of "
@@ -143,6 +150,21 @@ def check(trial: TrialConfig) -> None:
             )
             methods.build(trial.method, setting)
         _checked.add(key)
+
+
+def _check_recipe(trial: TrialConfig, info: Info) -> None:
+    """Raise ConfigError if the epochs are too few for the warm-up, or the images for a whole batch."""
+    recipe = trial.train
+    if recipe.warmup_epochs is not None and recipe.warmup_epochs > recipe.epochs:
+        raise ConfigError(
+            f"train.warmup_epochs must be at most train.epochs, {recipe.epochs}, but got {recipe.warmup_epochs}."
+        )
+    if recipe.drop_last and info.train_images is not None:
+        images = round(trial.data.fraction * (info.train_images - trial.data.val_size))
+        if images < recipe.batch_size:
+            raise ConfigError(
+                f"train.drop_last needs a whole batch of {recipe.batch_size} images, but got about {images}."
+            )
 
 
 def _check_teachers(trial: TrialConfig) -> None:

@@ -46,11 +46,6 @@ def pack_weights(
     return safetensors.torch.save(plain, metadata={weights.KEY: canonical(about)})
 
 
-def identity(path: str, key: str = weights.TEACHER) -> str:
-    """See `weights.identity`."""
-    return weights.identity(path, key)
-
-
 def read_trial(path: str, key: str = "weights") -> TrialConfig | None:
     """The trial that trained the weights in a file; None if the file does not say it."""
     about = weights.metadata(path, key)

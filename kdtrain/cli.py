@@ -15,10 +15,10 @@ from rich.table import Table
 from kdtrain import catalogue, data, teachers
 from kdtrain.build import trial_id
 from kdtrain.checkpoint import write_file
-from kdtrain.config import ConfigError, TrialConfig, Where
+from kdtrain.config import ConfigError, TeacherRef, TrialConfig, Where
 from kdtrain.loop import Training
 from kdtrain.record import DivergedError, EpochRecord, TrialResult
-from kdtrain.trial_file import TrialFile, read
+from kdtrain.trial_file import TeacherTable, TrialFile, read
 
 app = typer.Typer(
     help="Train one student of a distillation method, export it; list the methods and the architectures.",
@@ -75,7 +75,6 @@ def export_command(
         list[str] | None,
         typer.Option("--format", help="safetensors, pt2 or onnx; repeat it. Default: all three."),
     ] = None,
-    data_root: Annotated[str, typer.Option(help="Folder of the images; looked at for folder:PATH only.")] = "data",
 ) -> None:
     """Write a distilled student as safetensors with a JSON card, as torch.export program and as ONNX, checked.
 
@@ -86,7 +85,7 @@ def export_command(
     from kdtrain import export  # imports torch's exporters, which takes a second
 
     try:
-        card = export.export(student, out, Where(data_root=data_root), tuple(formats or export.FORMATS))
+        card = export.export(student, out, tuple(formats or export.FORMATS))
     except export.ExportError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
@@ -145,19 +144,30 @@ def _ended_id(result_file: Path) -> str:
 
 
 def _measure(trial: TrialConfig, file: TrialFile, where: Where, folder: Path) -> float | None:
-    """The teacher's accuracy on the test images, measured once; ConfigError if the trial demands another."""
-    if trial.teacher is None or file.teacher is None:
-        return None
-    known = folder / "teacher.json"
+    """The teacher's accuracy on the test images, measured once; ConfigError if the trial demands another.
+
+    So are the assistants'.
+    """
+    refs = [*([trial.teacher] if trial.teacher else []), *(trial.assistants or ())]
+    tables = [*([file.teacher] if file.teacher else []), *file.assistant]
+    accuracies = [
+        _measured(ref, table, trial, where, folder / f"teacher_{i}.json")
+        for i, (ref, table) in enumerate(zip(refs, tables, strict=True))
+    ]
+    return accuracies[0] if trial.teacher else None
+
+
+def _measured(ref: TeacherRef, table: TeacherTable, trial: TrialConfig, where: Where, known: Path) -> float:
+    """The accuracy of one teacher; `known` is where it is kept."""
     found = json.loads(known.read_text()) if known.exists() else {}
-    if found.get("id") != trial.teacher.id:
-        top1 = teachers.evaluate(trial.teacher, trial.data, file.teacher.weights, where).top1
-        found = {"model": trial.teacher.model, "id": trial.teacher.id, "test_top1": top1}
-        typer.echo(f"teacher {trial.teacher.model}: {top1:.2f} % on the test images", err=True)
+    if (found.get("trial_id"), found.get("id")) != (trial_id(trial), ref.id):
+        top1 = teachers.evaluate(ref, trial.data, table.weights, where).top1
+        found = {"trial_id": trial_id(trial), "model": ref.model, "id": ref.id, "test_top1": top1}
+        typer.echo(f"teacher {ref.model}: {top1:.2f} % on the test images", err=True)
         write_file(json.dumps(found).encode(), known)
-    if file.teacher.expect_top1 is not None:
-        what = f"teacher {trial.teacher.model} ({file.teacher.weights}) on {trial.data.dataset}"
-        teachers.expect(found["test_top1"], file.teacher.expect_top1, file.teacher.within, what)
+    if table.expect_top1 is not None:
+        what = f"teacher {ref.model} ({table.weights}) on {data.title(trial.data.dataset)}"
+        teachers.expect(found["test_top1"], table.expect_top1, table.within, what)
     return float(found["test_top1"])
 
 

@@ -64,7 +64,7 @@ class Recipe(Frozen):
     warmup_epochs: int | None = Field(None, ge=1)  # the learning rate rises linearly over the steps of these epochs
     drop_last: Literal[True] | None = None  # leave out the last, smaller batch of an epoch; None: keep it
     weight_decay: float = Field(5e-4, ge=0)
-    augment: bool = True  # random crop after padding by 4, random horizontal flip
+    augment: bool = True  # random crop after padding (or random resized crop, of ImageNet), random horizontal flip
     precision: Literal["fp32", "bf16"] = "fp32"
 
     @property

@@ -5,6 +5,11 @@ import torch
 from kdtrain.config import ConfigError, Where
 
 
+def device_name(device: torch.device) -> str:
+    """What rows call a device: `cpu`, or the name of the GPU."""
+    return "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
+
+
 def device_of(where: Where) -> torch.device:
     """The device that `where` names; ConfigError if this machine has none of that name."""
     if where.device == "auto":

@@ -24,6 +24,9 @@ class Stream(IntEnum):
     TEST = 8  # the test split of a folder that has none
 
 
+TURNED = (Stream.TURNED_90, Stream.TURNED_180, Stream.TURNED_270)
+
+
 def raw(seed: int, stream: Stream, place: int, shape: int | tuple[int, ...]) -> NDArray[np.uint64]:
     """Independent numbers, uniform in 0..2^64-1."""
     return np.random.Philox(key=seed, counter=[0, 0, int(stream), place]).random_raw(shape)

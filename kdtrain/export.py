@@ -20,8 +20,7 @@ from torch.export import Dim, ExportedProgram
 
 from kdtrain import checkpoint, data, methods, weights
 from kdtrain.build import networks
-from kdtrain.config import ConfigError, TrialConfig, Where, unknown
-from kdtrain.data.dataset import Info
+from kdtrain.config import ConfigError, TrialConfig, unknown
 from kdtrain.methods.composed import Composed
 from kdtrain.models.cost import cost
 
@@ -43,9 +42,9 @@ class Predictor(nn.Module):
     the centres. The weights are fresh; `load` fills them.
     """
 
-    def __init__(self, trial: TrialConfig, where: Where) -> None:
+    def __init__(self, trial: TrialConfig) -> None:
         super().__init__()
-        self.trial, self.info = trial, _info(trial, where)
+        self.trial, self.info = trial, data.info_of(trial.data)
         with torch.random.fork_rng(devices=[]):
             # The method is built with teachers of random weights: it predicts without them.
             setting, method = networks(trial, torch.device("cpu"), lambda model, ref: None)
@@ -89,14 +88,11 @@ class Card:
     sha256: dict[str, str]  # of each file
 
 
-def load(path: Path, where: Where) -> Predictor:
-    """The predictor in the file of a student's weights, as kd-train writes it; ConfigError if it holds none.
-
-    The images are opened, as `where` says, only if nothing else tells their mean and standard deviation.
-    """
+def load(path: Path) -> Predictor:
+    """The predictor in the file of a student's weights, as kd-train writes it; ConfigError if it holds none."""
     trial = _trial(path)
     tensors = weights.read(str(path), KEY)
-    predictor = Predictor(trial, where)
+    predictor = Predictor(trial)
     predictor.student.load_state_dict(weights.fit(predictor.student, tensors, str(path), KEY, trial.student))
     prefix = checkpoint.METHOD
     own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
@@ -108,7 +104,7 @@ def load(path: Path, where: Where) -> Predictor:
     return predictor
 
 
-def export(path: Path, out: Path, where: Where, formats: tuple[str, ...] = tuple(FORMATS)) -> Card:
+def export(path: Path, out: Path, formats: tuple[str, ...] = tuple(FORMATS)) -> Card:
     """Write the predictor in a file of weights into the folder `out`, in each of `formats`, with its card.
 
     The programs take any number of images (`pixels`, float32 [B, C, H, W] in 0..1) and return `logits` [B, K]. Each
@@ -116,23 +112,13 @@ def export(path: Path, out: Path, where: Where, formats: tuple[str, ...] = tuple
     fails (ExportError), nor if a rule is broken (ConfigError).
     """
     _check(out, formats)
-    predictor = load(path, where)
+    predictor = load(path)
     files = _files(predictor, formats)
     card = _card(path, predictor, files)
     for name, content in files.items():
         checkpoint.write_file(content, out / name)
     checkpoint.write_file(json.dumps(asdict(card), indent=2).encode(), out / CARD)
     return card
-
-
-def _info(trial: TrialConfig, where: Where) -> Info:
-    """What is known of the trial's images, with their mean and standard deviation."""
-    info = data.info_of(trial.data)
-    if info.mean and info.std:
-        return info
-    # If it was trained without corrupt images, its statistics are without them; if not, there are none.
-    without = where.model_copy(update={"skip_corrupt": True})
-    return data.load(trial.data, without, torch.device("cpu")).info
 
 
 def _keep(module: nn.Module, names: set[str], prefix: str = "") -> None:
@@ -243,7 +229,7 @@ def _card(path: Path, predictor: Predictor, files: dict[str, bytes]) -> Card:
     trial_id = weights.identity(str(path), KEY)
     packages = ["kdsweep", "torch", "safetensors", *(ONNX_PACKAGES if FORMATS["onnx"] in files else ())]
     return Card(
-        student=trial.student, dataset=data.title(trial.data), num_classes=info.num_classes,
+        student=trial.student, dataset=data.title(trial.data.dataset), num_classes=info.num_classes,
         input_shape=predictor.shape, input_range=(0.0, 1.0), mean=info.mean, std=info.std,
         method=trial.method.name, params=methods.params(trial.method),
         teacher=trial.teacher.model if trial.teacher else None, seed=trial.seed, fraction=trial.data.fraction,

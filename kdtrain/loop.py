@@ -143,8 +143,14 @@ class Training:
         return checkpoint.pack_state(state)
 
     def weights(self) -> bytes:
-        """The student, with what its method needs to predict, as a safetensors file."""
-        return checkpoint.pack_weights(self.student.state_dict(), self.method.predictor(), self.id, self.trial)
+        """The student, with what its method needs to predict, as a safetensors file.
+
+        The file says the trial, with the mean and standard deviation that a person's own images turned out to have.
+        """
+        info = self.batches.images.info
+        images = self.trial.data.model_copy(update={"mean": info.mean, "std": info.std})
+        told = self.trial.model_copy(update={"data": images})
+        return checkpoint.pack_weights(self.student.state_dict(), self.method.predictor(), self.id, told)
 
     def _restore(self, state: dict[str, Any]) -> None:
         if state["trial_id"] != self.id:

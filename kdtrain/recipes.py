@@ -12,11 +12,6 @@ from kdtrain.config import ConfigError, unknown
 _ABSENT: Mapping[str, Any] = {"warmup_epochs": None, "drop_last": None}
 
 
-def names() -> list[str]:
-    """The names of all recipes, in the order of the file."""
-    return list(_recipes())
-
-
 def expanded(table: Mapping[str, Any], path: str) -> dict[str, Any]:
     """`table` without its key `recipe`, whose values are those of the recipe unless the table has others.
 

@@ -3,7 +3,7 @@
 import torch
 
 from kdtrain import checkpoint, data, metrics, models
-from kdtrain.batches import EVAL_BATCH
+from kdtrain.batches import eval_chunks
 from kdtrain.config import ConfigError, DataConfig, TeacherRef, Where
 from kdtrain.device import device_of
 
@@ -23,9 +23,11 @@ def evaluate(ref: TeacherRef, config: DataConfig, path: str, where: Where) -> me
     checkpoint.load_teacher(model, path, ref.id, ref.model)
     model.eval().to(device).to(memory_format=torch.channels_last)
     test = data.load(config, where, device).test
-    places = torch.arange(len(test.labels), device=device).split(EVAL_BATCH)
+    places = eval_chunks(torch.arange(len(test.labels), device=device), info.image_size)
     with torch.inference_mode():
         logits = torch.cat([model(images).logits for images in test.plain(places)])
+    if not torch.isfinite(logits).all():
+        raise ConfigError(f"the teacher {ref.model} must give finite logits, but {path} gives NaN or infinite ones.")
     return metrics.evaluate(logits, test.labels)
 
 

@@ -61,8 +61,13 @@ def find(source: str, model: Model, name: str, key: str = TEACHER) -> Found:
         return Found(identity(source, key), lambda: fit(model, read(source, key), source, key, name))
     from kdtrain.models.torchvision import pretrained  # imports torchvision, which takes more than a second
 
-    found, fetch = pretrained(name, *([source.partition(":")[2]] if ":" in source else []))
-    return Found(found, lambda: fit(model, fetch(), source, key, name))
+    found = pretrained(name, source.partition(":")[2] or "IMAGENET1K_V1", key)
+    if found.num_classes != model.head.out_features:
+        raise ConfigError(
+            f"{key} must be of {name} with {model.head.out_features} classes, but torchvision's have "
+            f"{found.num_classes}."
+        )
+    return Found(found.id, lambda: fit(model, found.fetch(), source, key, name))
 
 
 def identity(path: str, key: str = TEACHER) -> str:

@@ -1,11 +1,13 @@
 """Whether a spec still means what its stored results were made by."""
 
+import json
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Any
 
 from kdtrain.config import ConfigError, canonical
-from sweeps.plan import Cell, Plan, expand
+from sweeps.plan import Plan, expand
 from sweeps.spec import parse_text, sha256
 from sweeps.store import Store
 from sweeps.tables import Spec
@@ -18,39 +20,54 @@ def check(spec: Spec, text: str, plan: Plan, store: Store) -> None:
     """Raise ConfigError if a cell that has a result would now be another trial.
 
     A spec may grow and shrink (seeds, methods, fractions ...); cells that stay must stay the same. All
-    specs that the sweep was run with are compared, as `remember` keeps them.
+    specs that the sweep was run with are compared, as `remember` keeps them. A spec is planned again only if its cells
+    were other trials then: a method's version may have been raised since, which is no change of the spec.
     """
-    now = {canonical(cell.axes): cell.trial_id for cell in plan.cells}
     ended = store.ids("trials")
     for name in sorted(store.ids("specs")):
-        before = _stored(store, name)
-        if before == text or not ended:
+        before = _stored(store, name, "toml")
+        if before == text or not ended or not _lost(_remembered(store, name), plan, ended):
             continue
-        lost = {
-            cell.trial_id
-            for cell in _cells(before, store.path("specs", f"{name}.toml"))
-            if cell.trial_id in ended and now.get(canonical(cell.axes), cell.trial_id) != cell.trial_id
-        }
-        if lost:
+        if lost := _lost(_planned(before, store.path("specs", f"{name}.toml")), plan, ended):
             raise ConfigError(
                 f"the spec of {spec.sweep.name!r} has changed since {count(len(lost), 'trial')} of it ended: "
                 f"{_differences(before, text)}. Put the old values back, or give the sweep another sweep.name."
             )
 
 
-def remember(text: str, store: Store) -> None:
-    """Keep the spec that the sweep is run with: as spec.toml, and beside the earlier ones."""
+def remember(text: str, plan: Plan, store: Store) -> None:
+    """Keep the spec that the sweep is run with, as spec.toml and beside the earlier ones, and its cells."""
+    name = sha256(text)[:16]
+    cells = [[canonical(cell.axes), cell.trial_id] for cell in plan.cells]
     store.write_bytes(text.encode(), "spec.toml")
-    store.write_bytes(text.encode(), "specs", f"{sha256(text)[:16]}.toml")
+    store.write_bytes(json.dumps(cells).encode(), "specs", f"{name}.json")
+    store.write_bytes(text.encode(), "specs", f"{name}.toml")
 
 
-def _stored(store: Store, name: str) -> str:
-    return (store.read_bytes("specs", f"{name}.toml") or b"").decode(errors="replace")
+def _lost(cells: Iterable[tuple[str, str]] | None, plan: Plan, ended: Set[str]) -> set[str]:
+    """The trials that have ended and are no longer those of their axes; `cells`: axes as JSON, and trial id."""
+    now: dict[str, set[str]] = defaultdict(set)  # several where teachers that are probed differ in what is no axis
+    for cell in plan.cells:
+        now[canonical(cell.axes)].add(cell.trial_id)
+    if cells is None:
+        return set(ended)  # nothing is known
+    return {key for axes, key in cells if key in ended and key not in now.get(axes, {key})}
 
 
-def _cells(text: str, path: str) -> list[Cell]:
+def _remembered(store: Store, name: str) -> list[tuple[str, str]] | None:
     try:
-        return expand(parse_text(text, path)).cells
+        return [(axes, key) for axes, key in json.loads(_stored(store, name, "json"))]
+    except ValueError:  # it is not there
+        return None
+
+
+def _stored(store: Store, name: str, suffix: str) -> str:
+    return (store.read_bytes("specs", f"{name}.{suffix}") or b"").decode(errors="replace")
+
+
+def _planned(text: str, path: str) -> list[tuple[str, str]]:
+    try:
+        return [(canonical(cell.axes), cell.trial_id) for cell in expand(parse_text(text, path)).cells]
     except ConfigError as error:
         raise ConfigError(
             f"the sweep was run with a spec that this version cannot read, {path}: {error} "

@@ -1,11 +1,13 @@
 """kd-sweep: plan, run and watch sweeps."""
 
+import os
 import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 
@@ -89,18 +91,22 @@ def _prepare(planned: Planned, retry_failed: bool) -> Missing:
     if todo.jobs:
         own.probe()
         Store(loaded.run.results, TEACHERS).probe()
-        for line in spec.check_data(loaded):
+        targets = {trial.data.model_dump_json(): trial.data for trial in whole.trials.values() if trial.probe}
+        for line in spec.check_data(loaded, targets.values()):
             typer.echo(line, err=True)
         todo = _bring(loaded, text, todo)
-    changes.remember(text, own)
+    changes.remember(text, whole, own)
     return todo
 
 
 def _bring(loaded: Spec, text: str, todo: Missing) -> Missing:
     """Measure the teachers that were trained elsewhere; ConfigError if one is not what the spec demands."""
-    source = source_of(loaded, text)
+    own, taught = Store(loaded.run.results, loaded.sweep.name), Store(loaded.run.results, TEACHERS)
+    where = spec.where(loaded).model_copy(update={"cpus": os.cpu_count() or 1})  # nothing else runs yet
     for teacher in todo.published:
-        bring(teacher, Store(loaded.run.results, TEACHERS), spec.where(loaded), source)
+        bring(teacher, own, taught, where, source_of(loaded, text))
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # for the workers
     return replace(todo, published=[], trained=todo.trained | {teacher.ref.id for teacher in todo.published})
 
 
@@ -111,7 +117,7 @@ def _run(loaded: Spec, todo: Missing, console: Console) -> bool:
         from sweeps.run import run  # imports Ray, which takes seconds
 
         blocked = [*blocked, *run(todo, loaded.run, show.learned_cost(loaded), console)]
-    for by, count in Counter(other.by for other in blocked if other.job.role == "student").items():
+    for by, count in Counter(other.by for other in blocked if other.job.role != "teacher").items():
         trials = "1 trial was" if count == 1 else f"{count} trials were"
         console.print(f"{trials} not run, because the {by} failed.", soft_wrap=True)
     return bool(blocked)

@@ -7,7 +7,7 @@ from typing import Any
 
 from kdtrain import methods
 from kdtrain.config import TrialConfig
-from kdtrain.data import info_of
+from kdtrain.data import info_of, title
 from kdtrain.models.cost import cost
 from sweeps.job import Job
 
@@ -55,7 +55,8 @@ class Cost:
         for row in rows:
             if row["train_seconds"] and row["source_id"] is None:  # null unless completed; probes take next to nothing
                 seconds = row["train_seconds"] / row["epochs"]
-                key = (row["dataset"], row["student"], row["teacher"], row["method"], row["precision"], row["cpus"])
+                key = (row["dataset"], row["image_size"], row["student"], row["teacher"], row["method"],
+                       row["precision"], row["cpus"])  # fmt: skip
                 self._same[*key, row["fraction"]].append(seconds)
                 self._scaled[key].append(seconds / row["fraction"])
 
@@ -63,8 +64,8 @@ class Cost:
         """The median of like trials, else scaled from other fractions; None without any. Probes take no time."""
         if trial.probe is not None:
             return 0.0
-        key = (trial.data.dataset, trial.student, trial.teacher and trial.teacher.model, trial.method.name,
-               trial.train.precision, cpus)  # fmt: skip
+        key = (title(trial.data.dataset), trial.data.image_size, trial.student,
+               trial.teacher and trial.teacher.model, trial.method.name, trial.train.precision, cpus)  # fmt: skip
         fraction, epochs = trial.data.fraction, trial.train.epochs
         if same := self._same.get((*key, fraction)):
             return median(same) * epochs
@@ -73,12 +74,12 @@ class Cost:
         return None
 
     def weights(self, jobs: Sequence[Job]) -> dict[str, float]:
-        """Numbers proportional to the jobs' times, by id: seconds if all are known, else images times epochs."""
-        known = {job.id: self.seconds(job.trial, job.where.cpus) for job in jobs}
+        """Numbers proportional to the jobs' times, by key: seconds if all are known, else images times epochs."""
+        known = {job.key: self.seconds(job.trial, job.where.cpus) for job in jobs}
         seconds = {key: value for key, value in known.items() if value is not None}
         if len(seconds) == len(known):
             return seconds
-        return {job.id: 0.0 if job.trial.probe else job.trial.data.fraction * job.trial.train.epochs for job in jobs}
+        return {job.key: 0.0 if job.trial.probe else job.trial.data.fraction * job.trial.train.epochs for job in jobs}
 
     def total(self, trials: Iterable[TrialConfig], cpus: int) -> tuple[float, int]:
         """The seconds of all trials for which they are known, and the number of those for which they are not."""

@@ -48,6 +48,11 @@ class Job(Frozen):
     keeps_weights: bool  # whether the weights of its student are stored
 
     @property
+    def key(self) -> str:
+        """What tells it from all other jobs of a run: a student may be the same trial as a teacher."""
+        return f"{self.role} {self.id}"
+
+    @property
     def requirements(self) -> frozenset[str]:
         """The ids of what must be trained before."""
         return frozenset(requirements(self.trial))
@@ -103,16 +108,18 @@ def missing(spec: Spec, text: str, plan: Plan, retry_failed: bool) -> Missing:
         }
         for store, planned in ((own, plan.trials), (teachers, plan.teachers))
     )
-    probed = {trial.probe.source for trial in plan.trials.values() if trial.probe is not None}
-    # A network whose weights are gone is trained again where others need it.
-    weights = teachers.ids("models") | own.ids("models")
-    over = {key for key, status in ended_teachers.items() if status != Status.COMPLETED or key in weights}
+    # A network whose weights are gone is trained again where others need it. Where a student is the same trial as a
+    # teacher, the teacher's weights count: its own may come later.
+    taught, weights = teachers.ids("models"), own.ids("models")
+    probed = {trial.probe.source for trial in plan.trials.values() if trial.probe is not None} - plan.teachers.keys()
+    over = {key for key, status in ended_teachers.items() if status != Status.COMPLETED or key in taught}
     todo = {key: trial for key, trial in plan.trials.items() if key not in ended}
-    wanted = {trial.probe.source for trial in todo.values() if trial.probe is not None}
+    wanted = {trial.probe.source for trial in todo.values() if trial.probe is not None} & probed
     todo |= {key: plan.trials[key] for key in wanted & ended.keys() - weights if ended[key] == Status.COMPLETED}
     statuses = {**{key: ended[key] for key in probed & ended.keys()}, **{key: ended_teachers[key] for key in over}}
-    trained = {key for key, status in statuses.items() if status == Status.COMPLETED and key in weights}
-    measured = [teacher for teacher in plan.published.values() if is_measured(teacher, teachers)]
+    stored = taught & plan.teachers.keys() | weights & probed
+    trained = {key for key, status in statuses.items() if status == Status.COMPLETED and key in stored}
+    measured = [teacher for teacher in plan.published.values() if is_measured(teacher, own, teachers)]
     trained |= {teacher.ref.id for teacher in measured}
     jobs = _jobs(spec, text, plan, todo, _absent(todo.values(), plan, over), probed)
     failed = {

@@ -70,7 +70,10 @@ def _add_probes(spec: Spec, plan: Plan) -> None:
     networks += [of_teacher(key, trial) for key, trial in plan.teachers.items()]
     networks += [of_published(teacher) for teacher in plan.published.values()]
     for axes, trial in probes(spec, networks):
-        check(trial)
+        try:
+            check(trial)
+        except ConfigError as error:
+            raise ConfigError(f"{error} (in the probe {describe(axes)})") from None
         key = trial_id(trial)
         plan.trials[key] = trial
         plan.cells.append(Cell(axes, key))

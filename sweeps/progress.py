@@ -23,7 +23,7 @@ class Progress(Callback):
     """Follows Tune's trials: results hold `epoch`, `epochs` (of all stages) and perhaps `acc`.
 
     `jobs`: Tune's trial ids to jobs, filled by the searcher.
-    `todo`: the ids of all jobs to run with their weights, proportional to the time they are thought to take.
+    `todo`: the keys of all jobs to run with their weights, proportional to the time they are thought to take.
     `teachers`: those of them that are teachers'. `done`: how many trials earlier runs had finished.
     """
 
@@ -31,10 +31,10 @@ class Progress(Callback):
         self, console: Console, jobs: Mapping[str, Job], todo: Mapping[str, float], teachers: Set[str], done: int
     ) -> None:
         self.console, self.jobs, self.todo, self.teachers, self.before = console, jobs, todo, teachers, done
-        self.ended: dict[str, str] = {}  # job id to status
-        self.running: dict[str, tuple[Job, dict[str, Any]]] = {}  # job id to its last result
+        self.ended: dict[str, str] = {}  # job key to status
+        self.running: dict[str, tuple[Job, dict[str, Any]]] = {}  # job key to its last result
         self.store_error: str | None = None
-        self.dead: set[str] = set()  # ids of jobs whose workers died too often
+        self.dead: set[str] = set()  # keys of jobs whose workers died too often
         self.start = self._line = time.monotonic()
         self._live = Live(get_renderable=self.render, console=console, refresh_per_second=2, transient=True)
 
@@ -53,7 +53,7 @@ class Progress(Callback):
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial begins in a worker."""
         if job := self.jobs.get(trial.trial_id):  # else the worker idles
-            self.running[job.id] = (job, {"epoch": 0, "epochs": job.trial.train.epochs})
+            self.running[job.key] = (job, {"epoch": 0, "epochs": job.trial.train.epochs})
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -66,12 +66,12 @@ class Progress(Callback):
         if "status" in result:
             self._end(job, result["status"])
         elif "epoch" in result:
-            self.running[job.id] = (job, result)
+            self.running[job.key] = (job, result)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial's worker died too often."""
         if job := self.jobs.get(trial.trial_id):
-            self.dead.add(job.id)
+            self.dead.add(job.key)
             self._end(job, Status.FAILED)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
@@ -97,8 +97,8 @@ class Progress(Callback):
         return Group(head, rows)
 
     def _end(self, job: Job, status: str) -> None:
-        self.running.pop(job.id, None)
-        self.ended[job.id] = status
+        self.running.pop(job.key, None)
+        self.ended[job.key] = status
 
     def _count(self) -> str:
         done, todo = (len(ids.keys() - self.teachers) + self.before for ids in (self.ended, self.todo))

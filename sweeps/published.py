@@ -8,8 +8,9 @@ from typing import Any
 
 from kdtrain import teachers, weights
 from kdtrain.checkpoint import pack_weights
-from kdtrain.config import DataConfig, Frozen, TeacherRef, Where
+from kdtrain.config import ConfigError, DataConfig, Frozen, TeacherRef, Where
 from kdtrain.data import info_of
+from kdtrain.device import device_name, device_of
 from kdtrain.metrics import Metrics
 from kdtrain.models.unfilled import unfilled
 from sweeps import rows
@@ -37,26 +38,30 @@ def published(model: str, entry: Weights, config: DataConfig) -> Published:
     return Published(ref=ref, source=entry.file, data=config, expect_top1=entry.expect_top1, within=entry.within)
 
 
-def is_measured(teacher: Published, store: Store) -> bool:
-    """Whether its weights, and its metrics on these images, are stored and are what the spec demands.
+def is_measured(teacher: Published, own: Store, taught: Store) -> bool:
+    """Whether its metrics on these images and its weights are stored, and are what the spec demands.
 
-    ConfigError if the accuracy is another.
+    own: the sweep's store; taught: that of all teachers. ConfigError if the accuracy is another.
     """
-    row = next(iter(store.read_trials([teacher.ref.id]).to_pylist()), None)
-    images = rows.data(teacher.data)
-    if row is None or {key: row[key] for key in images} != images or not store.exists("models", _file(teacher)):
+    row = next(iter(own.read_trials([teacher.ref.id]).to_pylist()), None)
+    images = _seen(rows.data(teacher.data))
+    if row is None or _seen(row) != images or not taught.exists("models", _file(teacher)):
         return False
     _expect(teacher, row["test_top1"])
     return True
 
 
-def bring(teacher: Published, store: Store, where: Where, source: Mapping[str, str]) -> None:
+def bring(teacher: Published, own: Store, taught: Store, where: Where, source: Mapping[str, str]) -> None:
     """Measure a teacher and store its weights and its row; ConfigError if it is not what the spec demands.
 
-    Its row is that of a teacher without a recipe, so that tables and reports show its accuracy like any other's.
+    Its row is that of a teacher without a recipe, so that tables and reports show its accuracy like any other's. It
+    stands in the sweep's own store, since another sweep may measure it on other images.
     """
     begun, ref = datetime.now(UTC), teacher.ref
-    packed = pack_weights(_find(ref.model, teacher.source, teacher.data).state(), {}, ref.id)
+    found = _find(ref.model, teacher.source, teacher.data)
+    if found.id != ref.id:
+        raise ConfigError(f"{teacher.source} has changed since the sweep was planned: run it again.")
+    packed = pack_weights(found.state(), {}, ref.id)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "teacher.safetensors"
         file.write_bytes(packed)
@@ -66,10 +71,16 @@ def bring(teacher: Published, store: Store, where: Where, source: Mapping[str, s
         **rows.published(ref, teacher.source, teacher.data),
         **rows.outcome(Status.COMPLETED, 0),
         **rows.measured(measured),
-        **rows.provenance(source, where.device, where.cpus, begun),
+        **rows.provenance(source, device_name(device_of(where)), where.cpus, begun),
     }
-    store.write_bytes(packed, "models", _file(teacher))
-    store.write_trial(row)
+    if not taught.exists("models", _file(teacher)):  # it may be a teacher of ours, whose file says more
+        taught.write_bytes(packed, "models", _file(teacher))
+    own.write_trial(row)
+
+
+def _seen(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns that say which test images a teacher saw, and how they were normalised."""
+    return {key: row[key] for key in ("dataset", "image_size", "channels", "mean", "std", "folder_sha256")}
 
 
 def _find(model: str, source: str, config: DataConfig) -> weights.Found:

@@ -14,6 +14,7 @@ from typing import Any
 from kdtrain import methods
 from kdtrain.build import nesterov, trial_id
 from kdtrain.config import DataConfig, TeacherRef, TrialConfig, canonical
+from kdtrain.data import title
 from kdtrain.metrics import Metrics
 from kdtrain.record import EpochRecord, TrialResult
 from sweeps.schema import IDENTITY, METRICS, PUBLISHED, Status
@@ -30,7 +31,7 @@ def identity(trial: TrialConfig, role: str) -> Row:
         "role": role,
         **data(trial.data),
         "source_id": trial.probe and trial.probe.source,
-        "source_dataset": trial.probe and trial.probe.dataset,
+        "source_dataset": trial.probe and title(trial.probe.dataset),
         "probe": trial.probe and canonical(trial.probe.model_dump(mode="json", include={"lrs", "holdout"})),
         "teacher": trial.teacher and trial.teacher.model,
         "teacher_id": trial.teacher and trial.teacher.id,
@@ -66,8 +67,8 @@ def published(teacher: TeacherRef, source: str, config: DataConfig) -> Row:
 def data(config: DataConfig) -> Row:
     """The columns that say which images."""
     folder = config.folder and config.folder.sha256
-    name = config.dataset if folder is None else f"folder:{Path(config.dataset).name}"  # wherever it lies
     as_lists = {key: value and list(value) for key, value in (("mean", config.mean), ("std", config.std))}
+    name = title(config.dataset)
     return {**config.model_dump(exclude={"folder"}), **as_lists, "dataset": name, "folder_sha256": folder}
 
 

@@ -43,7 +43,7 @@ def run(
     StoreError if results cannot be written; KeyboardInterrupt passes through.
     """
     search = PlannedSearch(todo.jobs, todo.trained)
-    teachers = {job.id for job in todo.jobs if job.role == "teacher"}
+    teachers = {job.key for job in todo.jobs if job.role == "teacher"}
     progress = Progress(console, search.jobs, cost.weights(todo.jobs), teachers, todo.done)
     scratch = tempfile.mkdtemp(prefix="kdsweep-tune-")
     try:
@@ -55,7 +55,7 @@ def run(
         shutil.rmtree(scratch, ignore_errors=True)
     if progress.store_error:
         raise StoreError(progress.store_error)
-    _bury(job for job in search.jobs.values() if job.id in progress.dead)
+    _bury(job for job in search.jobs.values() if job.key in progress.dead)
     return search.blocked
 
 

@@ -29,6 +29,7 @@ class PlannedSearch(Searcher):
         super().__init__(metric=None, mode=None)
         self.waiting = sorted(jobs, key=_priority)
         self.trained = set(trained)
+        self.teachers = {job.id for job in self.waiting if job.role == "teacher"}
         self.jobs: dict[str, Job] = {}
         self.idle: set[str] = set()  # Tune's ids of idling trials
         self.idle_since: float | None = None  # when workers began to idle
@@ -54,7 +55,7 @@ class PlannedSearch(Searcher):
         if result and "store_error" in result:  # nothing more can be stored, so nothing more is begun
             self.waiting = []
         job = self.jobs.get(trial_id)
-        if job is None:
+        if job is None or (job.role == "student" and job.id in self.teachers):  # whose weights are the teacher's
             return
         if not error and result and result.get("status") == Status.COMPLETED:
             self.trained.add(job.id)

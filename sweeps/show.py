@@ -19,7 +19,8 @@ from sweeps.tables import Spec
 from sweeps.words import count, duration
 
 COST_COLUMNS = [
-    "dataset", "student", "teacher", "method", "precision", "cpus", "fraction", "epochs", "train_seconds", "source_id",
+    "dataset", "image_size", "student", "teacher", "method", "precision", "cpus", "fraction", "epochs",
+    "train_seconds", "source_id",
 ]  # fmt: skip
 
 

@@ -86,17 +86,19 @@ def absolute(path: str) -> str:
     return path if "://" in path else str(Path(path).expanduser().absolute())
 
 
-def check_data(spec: Spec) -> list[str]:
+def check_data(spec: Spec, targets: Iterable[DataConfig]) -> list[str]:
     """Open the data sets, downloading them if the spec says so, and draw all splits; ConfigError if that fails.
 
-    Returns what there is to say: how many corrupt images are left out.
+    `targets`: the images of probes. Returns what there is to say: how many corrupt images are left out.
     """
     place, cpu = where(spec), torch.device("cpu")
     images = data.load(data_config(spec), place, cpu)
     for fraction in (*spec.grid.fraction, spec.teacher.fraction):
         subset.split(images.train.labels, fraction, spec.data.val_size, spec.data.subset_seed)
-    targets = {table.dataset: parse(DataConfig, data.named(table.dataset, place)) for table in spec.probe}
-    opened = {spec.data.dataset: images, **{name: data.load(config, place, cpu) for name, config in targets.items()}}
+    opened = {spec.data.dataset: images}
+    for target in targets:
+        opened[target.dataset] = data.load(target, place, cpu)
+        subset.split(opened[target.dataset].train.labels, target.fraction, 0, target.subset_seed)
     return [line for name, dataset in opened.items() for line in data.told(name, dataset)]
 
 
@@ -130,7 +132,9 @@ def _check_weights(spec: Spec) -> None:
 
 def _check_probes(spec: Spec) -> None:
     for i, table in enumerate(spec.probe):
-        data.info_of(parse(DataConfig, data.named(table.dataset, where(spec))), f"probe[{i}]")
+        size = {} if table.image_size is None else {"image_size": table.image_size}
+        images = parse(DataConfig, {**data.named(table.dataset, where(spec)), **size}, f"probe[{i}]")
+        data.info_of(images, f"probe[{i}]")
         same = [(other.dataset, other.image_size, other.fraction) for other in spec.probe]
         if (first := same.index((table.dataset, table.image_size, table.fraction))) < i:
             raise ConfigError(f"probe[{i}] repeats probe[{first}]: data set, image_size and fraction are the same.")

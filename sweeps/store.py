@@ -188,7 +188,7 @@ def _filesystem(results: str) -> tuple[fs.FileSystem, str]:
     try:
         filesystem, root = fs.FileSystem.from_uri(results)
     except (pa.ArrowInvalid, OSError) as error:
-        raise StoreError(f"cannot open the results at {results}: {_reason(error)}.") from error
+        raise StoreError(f"cannot open {results}: {_reason(error)}.") from error
     return filesystem, root
 
 

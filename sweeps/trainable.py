@@ -15,6 +15,7 @@ from ray import tune
 
 from kdtrain.checkpoint import write_file
 from kdtrain.config import Where
+from kdtrain.device import device_name, device_of
 from kdtrain.loop import Training
 from kdtrain.probe import Probing
 from kdtrain.record import DivergedError, TrialResult
@@ -103,7 +104,7 @@ class TrialTrainable(tune.Trainable):
         job, store = self.job, self.job.store
         told = None if error is None else (type(error).__name__, "".join(traceback.format_exception(error)))
         done = len(self.training.records) if self.training else epochs_done
-        device = _device_name(self.training)
+        device = device_name(device_of(job.where))
         row = {
             **rows.identity(job.trial, job.role),
             **chosen,
@@ -143,12 +144,6 @@ class TrialTrainable(tune.Trainable):
             "assistant_weights": tuple(_local_weights(results, TEACHERS, ref.id) for ref in assistants),
         }
         return self.job.where.model_copy(update=files)
-
-
-def _device_name(training: Training | None) -> str:
-    if training is None or training.device.type == "cpu":
-        return "cpu"
-    return torch.cuda.get_device_name(training.device)
 
 
 @lru_cache(maxsize=64)

@@ -131,9 +131,10 @@ def _named(config: DataConfig, where: str) -> Info:
     return DATASETS[name]
 
 
-def title(config: DataConfig) -> str:
-    """What a data set is called wherever its images lie: a person's own folder by its last name."""
-    return config.dataset if config.folder is None else f"{folder.PREFIX}{Path(config.dataset).name}"
+def title(dataset: str) -> str:
+    """What a data set is called wherever its images lie: a person's own folder by the last part of its path."""
+    path = dataset.removeprefix(folder.PREFIX)
+    return dataset if path == dataset else folder.PREFIX + Path(path).name
 
 
 def told(name: str, dataset: Dataset) -> list[str]:

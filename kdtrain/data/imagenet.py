@@ -4,7 +4,6 @@ The classes are numbered in the order of their folders' names (WordNet ids), whi
 its trained networks fit.
 """
 
-import fcntl
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ import torch
 from kdtrain.config import ConfigError, Where, digest
 from kdtrain.data.dataset import Dataset, Info
 from kdtrain.data.images import Corrupt
-from kdtrain.data.prepared import cache, writing
+from kdtrain.data.prepared import cache, locked, writing
 from kdtrain.data.streamed import Streamed, decode
 
 SPLITS = ("train", "val")
@@ -47,14 +46,24 @@ def _found(folder: Path, wnids: list[str], where: Where) -> dict[str, Any]:
     # Names and times of the class folders stand for their 1.3 million files, which each worker would have to list.
     times = {f"{split}/{wnid}": (folder / split / wnid).stat().st_mtime_ns for split in SPLITS for wnid in wnids}
     path = cache(where) / f"imagenet-{digest([FORMAT, str(folder.absolute()), times, where.skip_corrupt])}.json"
-    if not path.exists():
-        with writing(where), (path.parent / ".imagenet.lock").open("wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not path.exists():
-                partial = path.with_suffix(".partial")
-                partial.write_text(json.dumps(_list(folder, wnids, where)))
-                partial.replace(path)
-    found: dict[str, Any] = json.loads(path.read_text())
+    if (found := _known(path)) is not None:
+        return found
+    with writing(where), locked(path.with_name(".imagenet.lock")):
+        found = _known(path)
+        if found is None:
+            found = _list(folder, wnids, where)
+            partial = path.with_suffix(".partial")
+            partial.write_text(json.dumps(found))
+            partial.replace(path)
+    return found
+
+
+def _known(path: Path) -> dict[str, Any] | None:
+    """The list that is kept; None if there is none, or if it is damaged."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
     return found
 
 

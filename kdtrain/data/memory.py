@@ -10,10 +10,9 @@ from kdtrain import views
 from kdtrain.config import Where
 from kdtrain.data.dataset import Dataset, Info, Look, Source
 from kdtrain.data.images import resized
-from kdtrain.draws import Stream
+from kdtrain.draws import TURNED, Stream
 
 CHUNK = 1000  # images that are converted at a time
-TURNED = (Stream.TURNED_90, Stream.TURNED_180, Stream.TURNED_270)
 
 
 class Arrays(NamedTuple):

@@ -18,8 +18,7 @@ from kdtrain import resized_crops, views
 from kdtrain.config import ConfigError
 from kdtrain.data.dataset import Info, Look, Source
 from kdtrain.data.images import Corrupt, refusal
-from kdtrain.data.memory import TURNED
-from kdtrain.draws import Stream
+from kdtrain.draws import TURNED, Stream
 
 
 class View(NamedTuple):

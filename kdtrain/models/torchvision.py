@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -148,11 +148,19 @@ def _widen_first(net: nn.Module, in_channels: int) -> None:
     conv.reset_parameters()
 
 
-def pretrained(name: str, weights: str = "IMAGENET1K_V1") -> tuple[str, Callable[[], dict[str, Tensor]]]:
-    """The weights that torchvision has for one of our networks: their id, and a function that fetches them.
+class Pretrained(NamedTuple):
+    """Weights that torchvision has for one of our networks."""
+
+    id: str
+    num_classes: int
+    fetch: Callable[[], dict[str, Tensor]]
+
+
+def pretrained(name: str, weights: str = "IMAGENET1K_V1", key: str = "weights") -> Pretrained:
+    """The weights that torchvision has for one of our networks; `key` gives them, in messages.
 
     `name`: `resnet18`, `resnet34`, `resnet50` or `torchvision:NAME`. The id, e.g. `torchvision-resnet34-imagenet1k_v1`,
-    is known without a network connection. The function returns a state dict for `models.build(name, 1000)`: from
+    is known without a network connection. `fetch` returns a state dict for `models.build(name, 1000)`: from
     torch.hub's folder or else downloaded into it, the hash of the file checked. ConfigError if there are no such
     weights, or if they cannot be had.
     """
@@ -160,13 +168,15 @@ def pretrained(name: str, weights: str = "IMAGENET1K_V1") -> tuple[str, Callable
 
     known = [f"resnet{depth}" for depth in CONVOLUTIONS] + [f"torchvision:{known}" for known in names()]
     if name not in known:
-        raise ConfigError(f"torchvision has no weights for {name!r}. It has for: {', '.join(known)}.")
+        raise ConfigError(f"{key}: torchvision has no weights for {name!r}. It has for: {', '.join(known)}.")
     plain = name.removeprefix("torchvision:")
     # Those without classes are of a network without a classifier.
     choices = {choice.name: choice for choice in models.get_model_weights(plain) if choice.meta["categories"]}
     if weights not in choices:
-        raise ConfigError(unknown("weights", weights, choices, name))
-    return f"torchvision-{plain}-{weights.lower()}", lambda: _fetch(name, choices[weights])
+        raise ConfigError(unknown(f"weights of {name}", weights, choices, key))
+    chosen = choices[weights]
+    id_ = f"torchvision-{plain}-{weights.lower()}"
+    return Pretrained(id_, len(chosen.meta["categories"]), lambda: _fetch(name, chosen))
 
 
 def _fetch(name: str, weights: Any) -> dict[str, Tensor]:

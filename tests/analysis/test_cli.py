@@ -68,7 +68,7 @@ def test_html_of_a_uri_needs_a_file(results, report, tmp_path):
         (["table", "RESULTS", "--metric", "acc"], "unknown metric 'acc'; known: test_top1, "),
         (["table", "RESULTS", "-o", "t.pdf"], "the suffix of -o must be one of .txt, .md, .tex, .csv"),
         (["table", "s3:"], "is neither the folder of a sweep nor of results"),
-        (["table", "nowhere://bucket/x"], "cannot open the results at nowhere://bucket"),
+        (["table", "nowhere://bucket/x"], "cannot open nowhere://bucket"),
     ],
 )
 def test_errors_are_one_line(results, report, arguments, message):

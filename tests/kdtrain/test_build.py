@@ -358,6 +358,20 @@ class TestCheck:
         ):
             build.check(trial(method__name="cid", method__params={"init_epochs": 300}))
 
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"train__warmup_epochs": 241}, r"train\.warmup_epochs must be at most train\.epochs, 240, but got 241"),
+            (  # a hundredth of 6,000 images
+                {"train__drop_last": True, "data__fraction": 0.01},
+                r"train\.drop_last needs a whole batch of 64 images, but got about 60",
+            ),
+        ],
+    )
+    def test_epochs_and_images_are_enough_for_the_recipe(self, change, message):
+        with pytest.raises(ConfigError, match=message):
+            build.check(trial(**change))
+
     def test_no_weights_are_allocated(self):
         # 16 n x 16 n x 9 weights of 4 bytes: hundreds of terabytes, if they were real.
         start = time.perf_counter()

@@ -145,8 +145,8 @@ class TestThree:
     def test_a_student_of_either_kind_trains(self):
         for name, channels, extra in (("grey", 3, {}), ("colour", 1, LEVELS)):
             trial = TrialConfig(
-                data=DataConfig(dataset=name, channels=channels, **extra), train=Recipe(epochs=1, batch_size=6, lr=1e-3),
-                student="resnet8", method=MethodRef(name="vanilla"),
+                data=DataConfig(dataset=name, channels=channels, **extra),
+                train=Recipe(epochs=1, batch_size=6, lr=1e-3), student="resnet8", method=MethodRef(name="vanilla"),
             )  # fmt: skip
             build.check(trial)
             training = Training(trial, Where(device="cpu"))

@@ -7,6 +7,7 @@ import torch
 
 from kdtrain import checkpoint, models
 from kdtrain.config import ConfigError, DataConfig, MethodRef, Recipe, TeacherRef, TrialConfig
+from kdtrain.weights import identity
 
 CPU = torch.device("cpu")
 ID = "0123456789abcdef"
@@ -92,13 +93,13 @@ class TestWeights:
 
 class TestIdentity:
     def test_is_the_trials_id(self, weights):
-        assert checkpoint.identity(str(weights)) == ID
+        assert identity(str(weights)) == ID
 
     @pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
     def test_of_other_files_is_their_hash(self, tmp_path, metadata):
         path = tmp_path / "other.safetensors"
         safetensors.torch.save_file(dict(network().state_dict()), path, metadata)
-        assert checkpoint.identity(str(path)) == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert identity(str(path)) == hashlib.sha256(path.read_bytes()).hexdigest()
 
     @pytest.mark.parametrize("save", [safetensors.torch.save_file, torch.save])
     def test_hash_is_accepted_as_id(self, tmp_path, save):
@@ -140,17 +141,17 @@ class TestRefusals:
         path = str(tmp_path / "none.safetensors")
         message = r"^teacher\.weights must be a file of weights, but got '.*none\.safetensors' \(No such file"
         with pytest.raises(ConfigError, match=message):
-            checkpoint.identity(path)
+            identity(path)
 
     def test_the_key_that_gives_the_file_is_named(self, tmp_path):
         with pytest.raises(ConfigError, match=r"^assistant\[1\]\.weights must be a file of weights, but got '"):
-            checkpoint.identity(str(tmp_path / "none.safetensors"), "assistant[1].weights")
+            identity(str(tmp_path / "none.safetensors"), "assistant[1].weights")
 
     def test_another_format(self, tmp_path):
         path = tmp_path / "teacher.pth"
         path.write_bytes(b"not a file of tensors")
         with pytest.raises(ConfigError, match=r"^teacher\.weights must be a file of weights, but got '.*teacher\.pth'"):
-            checkpoint.load_teacher(network(), str(path), checkpoint.identity(str(path)))
+            checkpoint.load_teacher(network(), str(path), identity(str(path)))
 
     def test_a_file_cut_short(self, weights):
         weights.write_bytes(weights.read_bytes()[:-1000])
@@ -175,7 +176,7 @@ class TestTrial:
         path = tmp_path / "model.safetensors"
         path.write_bytes(checkpoint.pack_weights(network().state_dict(), {}, ID, self.TRIAL))
         assert checkpoint.read_trial(str(path)) == self.TRIAL
-        assert checkpoint.identity(str(path)) == ID
+        assert identity(str(path)) == ID
 
     def test_of_other_files_is_none(self, weights, tmp_path):
         path = tmp_path / "teacher.pth"

@@ -130,7 +130,7 @@ class TestFolder:
         assert [line.split(":")[0] for line in lines[1:]] == ["epoch 1", "epoch 2"]
 
     def test_student_is_exported_with_the_statistics_of_its_images(self, run, kd_train, tmp_path):
-        path = damage(write_folder(tmp_path / "pets") / "eels" / "2.jpg")
+        damage(write_folder(tmp_path / "pets") / "eels" / "2.jpg")
         text = TRIAL.format("pets").replace("[train]", "skip_corrupt = true\n[train]")
         trained = result(run(text, "-o", "out"))
         code, out, err = kd_train("export", "out/model.safetensors", "-o", "exported", "--format", "pt2")

@@ -20,7 +20,6 @@ from kdtrain.data.memory import Arrays, opener
 from kdtrain.export import ExportError, Predictor
 from kdtrain.loop import Training
 
-WHERE = Where(device="cpu")
 MEAN, STD = (0.2, 0.4, 0.6), (0.5, 0.25, 0.1)
 # numpy and onnxruntime alone: what a program has that knows nothing of torch.
 PROGRAM = """
@@ -74,7 +73,7 @@ def train(tmp_path_factory):
             method=MethodRef(name=method, params=params or {}),
             seed=3,
         )
-        training = Training(trial, WHERE.model_copy(update={"teacher_weights": teacher and str(teacher.path)}))
+        training = Training(trial, Where(device="cpu", teacher_weights=teacher and str(teacher.path)))
         while not training.done:
             training.run_epoch()
         path = tmp_path_factory.mktemp("student") / "model.safetensors"
@@ -99,7 +98,7 @@ def exported(cid, tmp_path_factory):
     """The card and the folder of CID's student in all formats."""
     out = tmp_path_factory.mktemp("out") / "new"
     cid.path.with_name("result.json").write_text(json.dumps({"trial_id": cid.training.id, "test_top1": 44.5}))
-    return export.export(cid.path, out, WHERE), out
+    return export.export(cid.path, out), out
 
 
 def pixels(arrays=ARRAYS.test_images):
@@ -115,7 +114,7 @@ def pixels(arrays=ARRAYS.test_images):
 )  # fmt: skip
 def test_predictor_of_a_file_gives_the_logits_of_the_live_training(method, params, train, teacher):
     trained = train(method, teacher=None if method == "vanilla" else teacher, params=params)
-    predictor = export.load(trained.path, WHERE)
+    predictor = export.load(trained.path)
     torch.testing.assert_close(predictor(pixels()), trained.wanted, rtol=1e-5, atol=1e-5)
     own = {f"student.{name}" for name in trained.training.student.state_dict()}
     extra = {"method.centres", "method.classifier.weight", "method.classifier.bias"} if "init" in str(params) else set()
@@ -124,7 +123,7 @@ def test_predictor_of_a_file_gives_the_logits_of_the_live_training(method, param
 
 def test_cids_predictor_is_not_the_student_alone(cid):
     with torch.no_grad():
-        own = export.load(cid.path, WHERE).student(
+        own = export.load(cid.path).student(
             (pixels() - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
         )
     assert (own.logits - cid.wanted).abs().max() > 0.01
@@ -134,7 +133,7 @@ def test_loading_draws_no_random_numbers_and_needs_no_gradient(cid):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    predictor = export.load(cid.path, WHERE)
+    predictor = export.load(cid.path)
     assert torch.equal(torch.rand(3), expected)
     assert not predictor.training
     assert not any(parameter.requires_grad for parameter in predictor.parameters())
@@ -162,10 +161,10 @@ class TestFiles:
         torch.testing.assert_close(program(pixels()[:n]), cid.wanted[:n], rtol=1e-5, atol=1e-5)
 
     def test_weights_fill_a_fresh_predictor(self, exported, cid):
-        fresh = Predictor(cid.training.trial.model_copy(update={"seed": 99}), WHERE)
-        assert not torch.equal(fresh(pixels()), export.load(cid.path, WHERE)(pixels()))
+        fresh = Predictor(cid.training.trial.model_copy(update={"seed": 99}))
+        assert not torch.equal(fresh(pixels()), export.load(cid.path)(pixels()))
         fresh.load_state_dict(safetensors.torch.load_file(exported[1] / "model.safetensors"))
-        assert torch.equal(fresh(pixels()), export.load(cid.path, WHERE)(pixels()))
+        assert torch.equal(fresh(pixels()), export.load(cid.path)(pixels()))
 
     def test_there_are_no_others(self, exported):
         names = {"model.safetensors", "model.pt2", "model.onnx", "card.json"}
@@ -200,7 +199,7 @@ class TestFiles:
 def test_other_architectures_pass_the_checks(student, train, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     trained = train("vanilla", student, epochs=1)
-    card = export.export(trained.path, tmp_path / "out", WHERE, ("pt2", "onnx"))
+    card = export.export(trained.path, tmp_path / "out", ("pt2", "onnx"))
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["card.json", "model.onnx", "model.pt2", "out"]
     assert (card.teacher, card.test_top1) == (None, None)
 
@@ -209,21 +208,21 @@ def test_statistics_that_only_the_opened_images_tell_are_asked_of_them(cid, monk
     info = data.DATASETS["tiny"]
     unread = replace(info, mean=(), std=(), open=lambda unread, where, device: info.open(info, where, device))
     monkeypatch.setitem(data.DATASETS, "tiny", unread)
-    torch.testing.assert_close(export.load(cid.path, WHERE)(pixels()), cid.wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(export.load(cid.path)(pixels()), cid.wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_result_of_another_trial_is_not_the_cards(train, tmp_path):
     trained = train("vanilla", epochs=1)
     for text in ('{"trial_id": "0123", "test_top1": 1.0}', "no JSON", "[]", "{}"):
         trained.path.with_name("result.json").write_text(text)
-        assert export.export(trained.path, tmp_path / "out", WHERE, ("safetensors",)).test_top1 is None
+        assert export.export(trained.path, tmp_path / "out", ("safetensors",)).test_top1 is None
 
 
 class TestRefused:
     def check(self, path, out, match, error=ConfigError, **formats):
         before = sorted(out.iterdir()) if out.is_dir() else None
         with pytest.raises(error, match=match):
-            export.export(path, out, WHERE, **formats)
+            export.export(path, out, **formats)
         assert (sorted(out.iterdir()) if out.is_dir() else None) == before
 
     def test_damaged_weights(self, cid, tmp_path):
@@ -258,7 +257,7 @@ class TestRefused:
     def test_missing_packages(self, cid, tmp_path, monkeypatch):
         monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxscript" else name)
         self.check(cid.path, tmp_path / "out", r"onnx needs onnxscript: pip install 'kdsweep\[export\]'")
-        export.export(cid.path, tmp_path / "out", WHERE, ("safetensors",))
+        export.export(cid.path, tmp_path / "out", ("safetensors",))
 
     def test_unknown_format(self, cid, tmp_path):
         self.check(
@@ -271,10 +270,10 @@ class TestRefused:
 
     def test_folder_of_the_weights_themselves(self, cid):
         self.check(cid.path, cid.path.parent, "holds weights that are not exported ones")
-        export.load(cid.path, WHERE)
+        export.load(cid.path)
 
     def test_program_that_computes_something_else(self, cid, tmp_path, monkeypatch):
-        right = export.load(cid.path, WHERE)
+        right = export.load(cid.path)
         with torch.no_grad():
             right.method.classifier.bias += 0.01
         program = torch.nn.Module()

@@ -12,6 +12,7 @@ import safetensors.torch
 
 from kdtrain import checkpoint, models
 from kdtrain.__main__ import main
+from kdtrain.weights import identity
 
 TRIAL = """
 student = "resnet8"
@@ -59,7 +60,7 @@ def test_teacher_then_student_then_only_shown(call, tmp_path):
     assert code == 0
     assert [line.split(":")[0] for line in err.splitlines()] == ["epoch 1", "epoch 2"]
     ended = json.loads(out)
-    assert checkpoint.identity("teacher/model.safetensors") == ended["trial_id"]
+    assert identity("teacher/model.safetensors") == ended["trial_id"]
     assert sorted(path.name for path in (tmp_path / "teacher").iterdir()) == ["model.safetensors", "result.json"]
 
     student = TRIAL.replace('"vanilla"', '"kd"\nalpha = 0.5') + "[teacher]\nmodel = 'resnet8'\nweights = '{}'\n"
@@ -89,7 +90,10 @@ def test_teacher_then_assistant_then_student(call, tmp_path):
     assistant = text.replace("resnet8", "wrn_10_1").replace('"vanilla"', '"dgkd"\npupil = true') + DGKD
     assert call(assistant, "-o", "assistant")[0] == 0
     code, _, err = call(text.replace('"vanilla"', '"dgkd"\nassistants = ["wrn_10_1"]') + DGKD + ASSISTANT)
-    assert (code, [line.split(":")[0] for line in err.splitlines()]) == (0, ["teacher resnet8", "epoch 1"])
+    assert (code, [line.split(":")[0] for line in err.splitlines()]) == (
+        0,
+        ["teacher resnet8", "teacher wrn_10_1", "epoch 1"],
+    )
     # Files serve several methods: what a method does not look at is no part of its trial.
     vanilla = json.loads(call(text, "-o", "teacher")[1])["trial_id"]
     with_all = json.loads(call(text + DGKD + ASSISTANT, "-o", "teacher")[1])["trial_id"]
@@ -132,7 +136,7 @@ def test_teacher_is_measured_and_must_be_as_accurate_as_said(call, tmp_path, tea
     ended, out, err = call(text, "-o", "student")
     assert ended == code
     assert err.startswith("teacher resnet8: ")
-    known = json.loads((tmp_path / "student" / "teacher.json").read_text())
+    known = json.loads((tmp_path / "student" / "teacher_0.json").read_text())
     if code:
         assert re.search(r"error: teacher resnet8 \(.*\) on fashion_mini must have a top-1 of 99\.9 ± 0\.05, but", err)
         assert out == ""

@@ -184,8 +184,8 @@ def test_unknown_names_list_the_known_and_suggest_one():
 )
 def test_weights_are_named_without_a_download(monkeypatch, name, weights, expected):
     monkeypatch.setattr(DOWNLOAD, lambda *_, **__: pytest.fail("downloads"))
-    assert pretrained(name, weights)[0] == expected
-    assert pretrained(name)[0].endswith("-imagenet1k_v1")
+    assert pretrained(name, weights).id == expected
+    assert pretrained(name).id.endswith("-imagenet1k_v1")
 
 
 def test_the_published_accuracy_of_the_default_weights():
@@ -206,7 +206,7 @@ def test_fetched_weights_fit_strictly_and_are_torchvisions(monkeypatch, tmp_path
         return {key: value for key, value in source.state_dict().items() if "tracked" not in key}
 
     monkeypatch.setattr(DOWNLOAD, download)
-    state = pretrained(name)[1]()
+    state = pretrained(name).fetch()
     assert asked == [("https://download.pytorch.org/models/resnet18-f37072fd.pth", True, True)]
     model = models.build(name, 1000).eval()
     model.load_state_dict(state)
@@ -221,7 +221,7 @@ def test_auxiliary_heads_of_files_are_dropped(monkeypatch, tmp_path):
         source = theirs("googlenet", init_weights=True).state_dict()
     assert any(key.startswith("aux1.") for key in source)
     monkeypatch.setattr(DOWNLOAD, lambda *_, **__: source)
-    state = pretrained("torchvision:googlenet")[1]()
+    state = pretrained("torchvision:googlenet").fetch()
     assert set(state) == {key for key in source if not key.startswith(("aux1.", "aux2."))}
     assert all(torch.equal(state[key], source[key]) for key in state)
 
@@ -237,7 +237,7 @@ def test_old_names_of_densenets_are_renamed(monkeypatch, tmp_path):
         old[key] = value
     assert "features.denseblock1.denselayer1.norm.1.weight" in old
     monkeypatch.setattr(DOWNLOAD, lambda *_, **__: old)
-    state = pretrained("torchvision:densenet121")[1]()
+    state = pretrained("torchvision:densenet121").fetch()
     assert all(torch.equal(state[key], source[key]) for key in source)
 
 
@@ -247,7 +247,7 @@ def test_weights_for_another_image_size_are_refused(monkeypatch, tmp_path):
         source = torchvision.models.vit_b_16(weights=None, image_size=384).state_dict()
     monkeypatch.setattr(DOWNLOAD, lambda *_, **__: source)
     with pytest.raises(ConfigError, match=r"IMAGENET1K_SWAG_E2E_V1 do not fit torchvision:vit_b_16: .*pos_embedding"):
-        pretrained("torchvision:vit_b_16", "IMAGENET1K_SWAG_E2E_V1")[1]()
+        pretrained("torchvision:vit_b_16", "IMAGENET1K_SWAG_E2E_V1").fetch()
 
 
 def test_without_a_connection_the_message_says_what_to_do(monkeypatch, tmp_path):
@@ -258,7 +258,7 @@ def test_without_a_connection_the_message_says_what_to_do(monkeypatch, tmp_path)
 
     monkeypatch.setattr(DOWNLOAD, download)
     with pytest.raises(ConfigError, match=r"no route to host.*https://download\.pytorch\.org/.* at ") as error:
-        pretrained("resnet34")[1]()
+        pretrained("resnet34").fetch()
     assert str(tmp_path / "hub" / "checkpoints" / "resnet34-b627a593.pth") in str(error.value)
 
 
@@ -268,7 +268,7 @@ def test_a_file_that_is_not_the_one_named_is_refused(monkeypatch, tmp_path):
     path.parent.mkdir(parents=True)
     torch.save(theirs("resnet18", num_classes=2).state_dict(), path)
     with pytest.raises(ConfigError, match=r"resnet34-b627a593\.pth is not the file of https://"):
-        pretrained("resnet34")[1]()
+        pretrained("resnet34").fetch()
 
 
 def test_the_name_of_every_file_ends_with_its_hash():
@@ -281,7 +281,7 @@ def test_the_name_of_every_file_ends_with_its_hash():
 @pytest.mark.parametrize("name", ["resnet20", "mobilenet_v1", "torchvision:resnet19"])
 def test_networks_without_weights_list_those_with_weights(name):
     message = (
-        rf"^torchvision has no weights for '{name}'\. It has for: resnet18, resnet34, resnet50, torchvision:alexnet"
+        rf"^weights: torchvision has no weights for '{name}'\. It has for: resnet18, resnet34, resnet50, torchvision:a"
     )
     with pytest.raises(ConfigError, match=message):
         pretrained(name)
@@ -289,5 +289,7 @@ def test_networks_without_weights_list_those_with_weights(name):
 
 @pytest.mark.parametrize(("name", "weights"), [("resnet34", "DEFAULT"), ("torchvision:vgg16", "IMAGENET1K_FEATURES")])
 def test_unknown_weights_list_the_known(name, weights):
-    with pytest.raises(ConfigError, match=rf"^unknown weights '{weights}' at {name}\..* Known: IMAGENET1K_V1\.$"):
+    with pytest.raises(
+        ConfigError, match=rf"^unknown weights of {name} '{weights}' at weights\..* Known: IMAGENET1K_V1\.$"
+    ):
         pretrained(name, weights)

@@ -3,8 +3,9 @@
 import pytest
 
 from kdtrain.config import ConfigError
+from kdtrain.methods import METHODS
 from sweeps import changes
-from sweeps.plan import expand
+from sweeps.plan import Plan, expand
 from sweeps.schema import Status
 from sweeps.spec import parse_text
 from sweeps.store import Store
@@ -14,10 +15,15 @@ from sweeps.store import Store
 def store(tmp_path, spec_text, end):
     """Results of the small sweep: its spec and the row of its first trial."""
     store = Store(str(tmp_path), "small")
-    plan = expand(parse_text(spec_text))
-    changes.remember(spec_text, store)
+    plan = remember(spec_text, store)
     end(store, plan.trials[plan.cells[0].trial_id], "student", Status.COMPLETED)
     return store
+
+
+def remember(text: str, store: Store) -> Plan:
+    plan = expand(parse_text(text))
+    changes.remember(text, plan, store)
+    return plan
 
 
 def check(text: str, store: Store) -> None:
@@ -59,14 +65,37 @@ def test_spec_that_would_orphan_results_is_refused_with_the_difference(store, sp
 
 def test_change_before_any_trial_ended_is_no_change(tmp_path, spec_text):
     store = Store(str(tmp_path), "small")
-    changes.remember(spec_text, store)
+    remember(spec_text, store)
     check(spec_text.replace("epochs = 2", "epochs = 3"), store)
 
 
 def test_specs_of_all_earlier_runs_count(store, spec_text):
-    changes.remember(spec_text.replace("seed = [1, 2]", "seed = [2]"), store)  # shrunk, and nothing of it ended
+    remember(spec_text.replace("seed = [1, 2]", "seed = [2]"), store)  # shrunk, and nothing of it ended
     with pytest.raises(ConfigError, match=r"train\.epochs 2 -> 3"):
         check(spec_text.replace("epochs = 2", "epochs = 3"), store)
+
+
+def test_raised_version_of_a_method_is_no_change_of_the_spec(store, spec_text, monkeypatch):
+    monkeypatch.setattr(METHODS["vanilla"], "version", 99)  # all ids are others than the stored ones
+    check(spec_text.replace("seed = [1, 2]", "seed = [1, 2, 3]"), store)
+
+
+def test_spec_is_not_planned_again_where_its_cells_are_the_same_trials(store, spec_text, monkeypatch):
+    # Its files of weights, or of images, may lie elsewhere by now.
+    def refuse(*_):
+        raise AssertionError("planned again")
+
+    monkeypatch.setattr(changes, "_planned", refuse)
+    check(spec_text.replace("seed = [1, 2]", "seed = [1, 2, 3]"), store)
+
+
+def test_probed_teachers_of_equal_axes_are_no_change(tmp_path, spec_text, end):
+    text = spec_text.replace('"vanilla", "kd"', '"tf_kd"').replace("[grid]", "[grid]\nlr = [0.05, 0.1]")
+    text += '[[probe]]\ndataset = "fashion_mini"\n'
+    store = Store(str(tmp_path), "small")
+    for trial in remember(text, store).trials.values():
+        end(store, trial, "probe" if trial.probe else "student", Status.COMPLETED)
+    check(text.replace("seed = [1, 2]", "seed = [1, 2, 3]"), store)
 
 
 def test_stored_spec_of_another_version_is_named(store, spec_text):

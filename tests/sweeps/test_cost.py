@@ -16,8 +16,9 @@ def trial(fraction: float, epochs: int, method: str = "vanilla") -> TrialConfig:
 
 def row(fraction: float, seconds: float | None, epochs: int) -> dict[str, object]:
     return {
-        "dataset": "cifar10", "student": "resnet8", "teacher": None, "method": "vanilla", "precision": "fp32",
-        "cpus": 1, "fraction": fraction, "train_seconds": seconds, "epochs": epochs, "source_id": None,
+        "dataset": "cifar10", "image_size": None, "student": "resnet8", "teacher": None, "method": "vanilla",
+        "precision": "fp32", "cpus": 1, "fraction": fraction, "train_seconds": seconds, "epochs": epochs,
+        "source_id": None,
     }  # fmt: skip
 
 

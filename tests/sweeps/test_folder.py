@@ -8,7 +8,6 @@ from PIL import Image
 
 from kdtrain import data
 from kdtrain.config import ConfigError, DataConfig, FolderRef, Where
-
 from kdtrain.data.folder import reference
 from sweeps import rows
 from sweeps.plan import expand
@@ -28,6 +27,7 @@ lr = 0.01
 [run]
 results = "{results}"
 gpus = 0
+max_concurrent = 1
 [grid]
 pair = ["resnet14/resnet8"]
 method = ["vanilla", "kd"]
@@ -44,6 +44,7 @@ epochs = 1
 [run]
 results = "{results}"
 gpus = 0
+max_concurrent = 1
 [grid]
 pair = ["resnet8"]
 method = ["vanilla"]
@@ -126,6 +127,14 @@ class TestPlan:
         assert seen == (info.image_size, info.in_channels, info.mean, info.std)
         assert (probe.probe.dataset, probe.probe.num_classes) == ("fashion_mini", 10)
 
+    def test_probe_of_a_student_of_a_folder_is_the_same_wherever_the_folder_lies(self, planned, places):
+        statistics = "[data]\nmean = [0.5, 0.5, 0.5]\nstd = [0.2, 0.2, 0.2]\n"
+        text = OWN.replace("[data]\n", statistics) + '[[probe]]\ndataset = "fashion_mini"\n'
+        before = planned(text)
+        assert sum(trial.probe is not None for trial in before.trials.values()) == 3
+        after = planned(text, pets=places["pets"].rename(places["pets"].with_name("moved")))
+        assert after.trials.keys() == before.trials.keys()
+
     def test_folder_that_is_not_there_is_named(self, planned, places):
         gone = places["pets"].with_name("gone")
         for text in (OWN, TRANSFER):
@@ -136,7 +145,11 @@ class TestPlan:
 def test_rows_have_the_folders_last_name_and_what_identifies_it():
     config = DataConfig(dataset="folder:/home/me/pets", folder=FolderRef(sha256="ab" * 32, num_classes=2))
     told = rows.data(config)
-    assert (told["dataset"], told["folder_sha256"]) == ("folder:pets", "ab" * 32) == (data.title(config), "ab" * 32)
+    assert (
+        (told["dataset"], told["folder_sha256"])
+        == ("folder:pets", "ab" * 32)
+        == (data.title(config.dataset), "ab" * 32)
+    )
     assert rows.data(DataConfig(dataset="cifar10"))["folder_sha256"] is None
 
 

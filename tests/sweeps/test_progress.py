@@ -29,8 +29,8 @@ def jobs(spec_text, tmp_path):
 def follow(jobs, *, terminal: bool, done: int = 0) -> tuple[Progress, io.StringIO]:
     out = io.StringIO()
     console = Console(file=out, force_terminal=terminal, width=120)
-    teachers = {job.id for job in jobs if job.role == "teacher"}
-    return Progress(console, {job.id: job for job in jobs}, {job.id: 1.0 for job in jobs}, teachers, done), out
+    teachers = {job.key for job in jobs if job.role == "teacher"}
+    return Progress(console, {job.id: job for job in jobs}, {job.key: 1.0 for job in jobs}, teachers, done), out
 
 
 def tell(progress: Progress, event: str, job, **result) -> None:
@@ -100,7 +100,7 @@ def test_idle_workers_are_not_shown_and_dead_ones_count_as_failed(jobs, clock):
     tell(progress, "on_trial_error", idle)
     tell(progress, "on_trial_start", jobs[1])
     tell(progress, "on_trial_error", jobs[1])
-    assert progress.dead == {jobs[1].id}
+    assert progress.dead == {jobs[1].key}
     assert progress.line().startswith("[0 s] 0/1 teacher and 1/4 trials done, 1 failed or diverged")
 
 

@@ -254,3 +254,15 @@ def test_where_points_at_absolute_folders(jobs, tmp_path):
     assert all(job.results == str(tmp_path) for job in jobs)
     assert all(job.where == Where(data_root=job.where.data_root, cpus=1) for job in jobs)
     assert all(job.where.data_root.startswith("/") for job in jobs)
+
+
+def test_a_student_that_is_the_same_trial_as_a_teacher_does_not_stand_for_it(jobs):
+    teacher, student = jobs[0], jobs[1]
+    twin = student.model_copy(update={"id": teacher.id, "trial": teacher.trial})
+    pupil = next(job for job in jobs if job.requirements)
+    search = PlannedSearch([teacher, twin, pupil], trained=[])
+    assert [handed(search, key) for key in "ab"] == ["vanilla/teacher", "vanilla/student"]
+    search.on_trial_complete("b", COMPLETED)
+    assert handed(search, "c") == "idle"
+    search.on_trial_complete("a", COMPLETED)
+    assert handed(search, "d") == "kd/student"

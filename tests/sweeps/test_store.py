@@ -132,7 +132,7 @@ def test_probe_leaves_nothing_behind(store, tmp_path):
 
 
 def test_unknown_file_system_is_refused():
-    with pytest.raises(StoreError, match="cannot open the results at nowhere://x"):
+    with pytest.raises(StoreError, match="cannot open nowhere://x"):
         Store("nowhere://x", "s")
 
 
