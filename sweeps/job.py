@@ -100,14 +100,7 @@ def blocked_by(failed: Mapping[str, str], jobs: Iterable[Job]) -> list[Blocked]:
 def missing(spec: Spec, text: str, plan: Plan, retry_failed: bool) -> Missing:
     """Subtract what the store has from the plan. With `retry_failed`, failed and diverged trials count as missing."""
     own, teachers = Store(spec.run.results, spec.sweep.name), Store(spec.run.results, TEACHERS)
-    ended, ended_teachers = (
-        {
-            key: status
-            for key, status in store.statuses(planned).items()
-            if not (retry_failed and status in (Status.FAILED, Status.DIVERGED))
-        }
-        for store, planned in ((own, plan.trials), (teachers, plan.teachers))
-    )
+    ended, ended_teachers = _ended(own, plan.trials, retry_failed), _ended(teachers, plan.teachers, retry_failed)
     # A network whose weights are gone is trained again where others need it. Where a student is the same trial as a
     # teacher, the teacher's weights count: its own may come later.
     taught, weights = teachers.ids("models"), own.ids("models")
@@ -122,12 +115,8 @@ def missing(spec: Spec, text: str, plan: Plan, retry_failed: bool) -> Missing:
     measured = [teacher for teacher in plan.published.values() if is_measured(teacher, own, teachers)]
     trained |= {teacher.ref.id for teacher in measured}
     jobs = _jobs(spec, text, plan, todo, _absent(todo.values(), plan, over), probed)
-    failed = {
-        key: describe_teacher(plan.teachers[key]) if key in plan.teachers else describe(plan.trials[key])
-        for key, status in statuses.items()
-        if status != Status.COMPLETED
-    }
-    blocked = blocked_by(failed, jobs)
+    failed = [key for key, status in statuses.items() if status != Status.COMPLETED]
+    blocked = blocked_by({key: _described(plan, key) for key in failed}, jobs)
     out = {other.job.id for other in blocked}
     return Missing(
         jobs=[other for other in jobs if other.id not in out],
@@ -136,6 +125,17 @@ def missing(spec: Spec, text: str, plan: Plan, retry_failed: bool) -> Missing:
         blocked=blocked,
         done=len(plan.trials.keys() - todo.keys()),
     )
+
+
+def _ended(store: Store, planned: Iterable[str], retry_failed: bool) -> dict[str, str]:
+    """How those of the planned trials ended that are not to be run again, by id."""
+    again = (Status.FAILED, Status.DIVERGED) if retry_failed else ()
+    return {key: status for key, status in store.statuses(planned).items() if status not in again}
+
+
+def _described(plan: Plan, key: str) -> str:
+    """A network that others need, in a few words."""
+    return describe_teacher(plan.teachers[key]) if key in plan.teachers else describe(plan.trials[key])
 
 
 def source_of(spec: Spec, text: str) -> dict[str, str]:
