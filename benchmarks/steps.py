@@ -18,7 +18,9 @@ from kdtrain import methods, models
 from kdtrain.build import check
 from kdtrain.checkpoint import pack_weights
 from kdtrain.config import DataConfig, MethodRef, Recipe, TeacherRef, TrialConfig, Where
-from kdtrain.data import DATASETS, Arrays, Info
+from kdtrain.data import DATASETS
+from kdtrain.data.dataset import Info
+from kdtrain.data.memory import Arrays, opener
 from kdtrain.loop import Training
 
 BATCH, IMAGES, CLASSES = 64, 50_000, 100
@@ -92,7 +94,13 @@ def variant(
 ) -> Variant:
     """A method in its state of epoch EPOCH, on noise; ConfigError if the pair cannot work. Weights go to `folder`."""
     DATASETS[NOISE] = Info(
-        name=NOISE, num_classes=CLASSES, in_channels=3, image_size=32, mean=(0.5,) * 3, std=(0.25,) * 3, read=_noise
+        name=NOISE,
+        num_classes=CLASSES,
+        in_channels=3,
+        image_size=32,
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+        open=opener(_noise),
     )
     ref, (teacher, student) = MethodRef(name=method, params=dict(params or {})), pair
     teacher = student if methods.self_taught(ref) else teacher
@@ -162,7 +170,7 @@ def _write_teacher(name: str, folder: Path) -> Path:
 
 
 @cache
-def _noise(root: Path, download: bool) -> Arrays:
+def _noise(where: Where) -> Arrays:
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (IMAGES, 3, 32, 32), generator=generator, dtype=torch.uint8)
     images = images.contiguous(memory_format=torch.channels_last)

@@ -280,9 +280,7 @@ def test_the_name_of_every_file_ends_with_its_hash():
 
 @pytest.mark.parametrize("name", ["resnet20", "mobilenet_v1", "torchvision:resnet19"])
 def test_networks_without_weights_list_those_with_weights(name):
-    message = (
-        rf"^weights: torchvision has no weights for '{name}'\. It has for: resnet18, resnet34, resnet50, torch"
-    )
+    message = rf"^weights: torchvision has no weights for '{name}'\. It has for: resnet18, resnet34, resnet50, torch"
     with pytest.raises(ConfigError, match=message):
         pretrained(name)
 
