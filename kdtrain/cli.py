@@ -108,6 +108,9 @@ def models_command(
         typer.echo("\n".join(catalogue_models.described(name, classes, size)))
     else:
         _print_table(*catalogue_models.listing(classes, size))
+        typer.echo(
+            f"For {classes} classes and images of {size} x {size}; - where a network takes no images of that size."
+        )
 
 
 @app.command("methods")

@@ -115,6 +115,8 @@ def export(path: Path, out: Path, formats: tuple[str, ...] = tuple(FORMATS)) -> 
     predictor = load(path)
     files = _files(predictor, formats)
     card = _card(path, predictor, files)
+    for name in set(FORMATS.values()) - files.keys():  # of an earlier export, which the new card does not speak of
+        (out / name).unlink(missing_ok=True)
     for name, content in files.items():
         checkpoint.write_file(content, out / name)
     checkpoint.write_file(json.dumps(asdict(card), indent=2).encode(), out / CARD)
@@ -136,7 +138,10 @@ def _keep(module: nn.Module, names: set[str], prefix: str = "") -> None:
 def _trial(path: Path) -> TrialConfig:
     trial = checkpoint.read_trial(str(path), KEY)
     if trial is None:
-        raise ConfigError(f"{path} does not say which trial trained it, so its method cannot be rebuilt.")
+        raise ConfigError(
+            f"{path} does not say which trial trained it, so its method cannot be rebuilt: it must be a file that "
+            "kd-train run, or a sweep with run.keep_weights, has left."
+        )
     if trial.probe is not None:
         raise ConfigError(f"{path} is of a linear probe: export the student {trial.probe.source} itself.")
     return trial

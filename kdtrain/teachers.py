@@ -34,4 +34,4 @@ def evaluate(ref: TeacherRef, config: DataConfig, path: str, where: Where) -> me
 def expect(top1: float, wanted: float, within: float, what: str) -> None:
     """Raise ConfigError unless |top1 - wanted| <= within, all in percent. `what` names teacher and data set."""
     if not abs(top1 - wanted) <= within + ROUNDING:
-        raise ConfigError(f"{what} must have a top-1 of {wanted:g} ± {within:g}, but has {top1:g}.")
+        raise ConfigError(f"{what} must have a top-1 of {wanted:g} ± {within:g}, but has {top1:g} in float32.")

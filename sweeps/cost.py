@@ -83,5 +83,5 @@ class Cost:
 
     def total(self, trials: Iterable[TrialConfig], cpus: int) -> tuple[float, int]:
         """The seconds of all trials for which they are known, and the number of those for which they are not."""
-        known = [self.seconds(trial, cpus) for trial in trials]
+        known = [self.seconds(trial, cpus) for trial in trials if trial.probe is None]
         return sum(seconds for seconds in known if seconds is not None), known.count(None)

@@ -95,5 +95,6 @@ def _file(teacher: Published) -> str:
 
 def _expect(teacher: Published, top1: float) -> None:
     if teacher.expect_top1 is not None:
-        what = f"teacher {teacher.ref.model} ({teacher.source}) on {teacher.data.dataset}"
+        key = f"teacher.weights.{teacher.ref.model}.expect_top1"
+        what = f"{key}: teacher {teacher.ref.model} ({teacher.source}) on {teacher.data.dataset}"
         teachers.expect(top1, teacher.expect_top1, teacher.within, what)

@@ -39,7 +39,8 @@ def show_plan(spec: Spec, text: str, plan: Plan, console: Console) -> None:
     console.print(_cells_table(plan, absent))
     for named in plan.published.values():
         state = "to measure" if named in todo.published else "measured"
-        console.print(f"teacher {named.ref.model} from {named.source} ({named.ref.id[:16]}): {state}", soft_wrap=True)
+        what = f"teacher {named.ref.model} from {named.source} ({_short(named.ref.id)})"
+        console.print(f"{what}: {state}", soft_wrap=True)
     for key, teacher in plan.teachers.items():
         state = "trained" if key in todo.trained else "to train" if key in absent else "not needed, or failed"
         console.print(f"{describe_teacher(teacher)} ({key}): {state}", soft_wrap=True)
@@ -86,7 +87,7 @@ def _cells_table(plan: Plan, absent: set[str]) -> Table:
         lines[canonical({**cell.axes, "seed": None})].append(cell)
     table = Table(box=None, pad_edge=False)
     for header in ("method", "pair", "fraction", "done", "missing seeds"):
-        table.add_column(header)
+        table.add_column(header, overflow="fold")  # where there is no terminal, rich takes 80 columns
     for cells in lines.values():
         axes = cells[0].axes
         shown = ("method", "pair", "fraction", "seed", "probe")
@@ -98,13 +99,18 @@ def _cells_table(plan: Plan, absent: set[str]) -> Table:
     return table
 
 
+def _short(key: str) -> str:
+    """The first digits of a hash; a name in full."""
+    return key if key.startswith("torchvision") else key[:16]
+
+
 def _estimate(spec: Spec, todo: Missing) -> str:
     slots = max(1, (os.cpu_count() or 1) // spec.run.cpus)
     slots = min(slots, spec.run.max_concurrent or slots)
     seconds, unknown = learned_cost(spec).total([job.trial for job in todo.jobs], spec.run.cpus)
     teachers = sum(job.role == "teacher" for job in todo.jobs)
     what = f"{count(len(todo.jobs) - teachers, 'trial')} and {count(teachers, 'teacher')} to run"
-    if unknown == len(todo.jobs):
+    if unknown == sum(job.role != "probe" for job in todo.jobs):
         return f"{what}; how long they take is known once like trials have ended."
     text = f"{what}: about {duration(seconds / slots)} on this machine, {slots} at a time"
     return f"{text}, and {unknown} unlike any trial so far." if unknown else f"{text}."

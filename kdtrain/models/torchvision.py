@@ -226,7 +226,7 @@ def _broken(match: re.Match[str]) -> str | None:
         return None
     near = difflib.get_close_matches(match["name"], known, 1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return f"NAME of torchvision:NAME must be one of {', '.join(known)}{hint}"
+    return f"NAME of torchvision:NAME must be a classifier of torchvision{hint}, one of {', '.join(known)}"
 
 
 FAMILY = Family(

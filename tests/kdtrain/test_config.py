@@ -24,16 +24,21 @@ def recipe(**changes):
 class TestParse:
     def test_defaults_are_the_cifar_100_recipe(self):
         assert parsed().model_dump() == {
-            "data": {"dataset": "cifar100", "fraction": 1.0, "subset_seed": 0, "val_size": 0},
+            "data": {
+                "dataset": "cifar100", "fraction": 1.0, "subset_seed": 0, "val_size": 0, "image_size": None,
+                "channels": None, "mean": None, "std": None, "folder": None,
+            },
             "train": {
                 "epochs": 240, "batch_size": 64, "lr": 0.05, "lr_milestones": (0.625, 0.75, 0.875), "lr_gamma": 0.1,
-                "momentum": 0.9, "nesterov": None, "weight_decay": 5e-4, "augment": True, "precision": "fp32",
+                "momentum": 0.9, "nesterov": None, "warmup_epochs": None, "drop_last": None, "weight_decay": 5e-4,
+                "augment": True, "precision": "fp32",
             },
             "teacher": None, "assistants": None,
             "student": "resnet20",
             "method": {"name": "kd", "params": {}},
             "seed": 0,
             "view_seed": None,
+            "probe": None,
         }  # fmt: skip
 
     def test_whole_numbers_are_numbers(self):
@@ -59,17 +64,18 @@ class TestParse:
             (
                 {"trian": {}},
                 "unknown key 'trian' at trian. Did you mean 'train'? "
-                "Known: assistants, data, method, seed, student, teacher, train, view_seed.",
+                "Known: assistants, data, method, probe, seed, student, teacher, train, view_seed.",
             ),
             (
                 {"train": {"learning_rate": 0.1}},
-                "unknown key 'learning_rate' at train.learning_rate. Known: augment, batch_size, epochs, lr, lr_gamma, "
-                "lr_milestones, momentum, nesterov, precision, weight_decay.",
+                "unknown key 'learning_rate' at train.learning_rate. Known: augment, batch_size, drop_last, epochs, "
+                "lr, lr_gamma, lr_milestones, momentum, nesterov, precision, warmup_epochs, weight_decay.",
             ),
             (
                 {"data": {"dataset": "cifar10", "fractoin": 0.5}},
                 "unknown key 'fractoin' at data.fractoin. Did you mean 'fraction'? "
-                "Known: dataset, fraction, subset_seed, val_size.",
+                "Known: channels, dataset, folder, fraction, image_size, mean, std, "
+                "subset_seed, val_size.",
             ),
             (
                 {"method": {"name": "kd", "param": {}}},

@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -75,7 +76,7 @@ def test_an_opened_set_is_the_map_itself(tmp_path, made, channels):
     images, labels, test_images, test_labels = made
     made = images[..., :channels], labels, test_images[..., :channels], test_labels
     opened = data.prepared.opener(lambda where: [], lambda info, where: Reader(made)())
-    info = data.DATASETS["fashion_mnist"]
+    info = replace(data.DATASETS["fashion_mnist"], in_channels=channels)
     got = opened(info, where(tmp_path), torch.device("cpu"))
     for part, file in ((got.train, "train_images.npy"), (got.test, "test_images.npy")):
         assert part.images.is_contiguous(memory_format=torch.channels_last)

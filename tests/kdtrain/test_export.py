@@ -302,3 +302,12 @@ class Constant:
 
     def __call__(self, pixels):
         return torch.tensor([[-1.0, 2.0, 2.0]]).repeat(len(pixels), 1)
+
+
+def test_a_second_export_leaves_no_file_that_its_card_does_not_speak_of(cid, train, tmp_path):
+    out = tmp_path / "out"
+    export.export(cid.path, out, ("safetensors", "pt2"))
+    (out / "notes.txt").write_text("mine")
+    card = export.export(train("vanilla", epochs=1).path, out, ("onnx",))
+    assert set(card.sha256) == {"model.onnx"}
+    assert {path.name for path in out.iterdir()} == {"card.json", "model.onnx", "notes.txt"}

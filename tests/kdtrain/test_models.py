@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 import torch
@@ -453,7 +454,7 @@ class TestContract:
         for height, width in sizes:
             message = (
                 rf"^{type(model).__name__} needs images whose rows and columns are multiples of {model.multiple} and "
-                rf"at least {model.least}, but got {height} x {width}\.$"
+                rf"at least {model.least}, but got {height} x {width}\.{re.escape(model.hint)}$"
             )
             with pytest.raises(ConfigError, match=message):
                 model(torch.empty(2, 3, height, width, device="meta"))

@@ -167,7 +167,7 @@ def test_a_last_layer_that_is_not_linear_is_refused():
 
 def test_unknown_names_list_the_known_and_suggest_one():
     message = (
-        r"must be one of alexnet, .*wide_resnet50_2 \(did you mean 'resnet101'\?\), but got torchvision:resnet100 "
+        r"must be a classifier of torchvision \(did you mean 'resnet101'\?\), one of alexnet, .*torchvision:resnet100 "
     )
     with pytest.raises(ConfigError, match=message + r"at teacher\.$"):
         models.check("torchvision:resnet100", "teacher")

@@ -131,4 +131,4 @@ class TestExpect:
     def test_beyond_is_refused(self, top1):
         with pytest.raises(ConfigError) as error:
             teachers.expect(top1, 72.34, 0.1, self.WHAT)
-        assert str(error.value) == f"{self.WHAT} must have a top-1 of 72.34 ± 0.1, but has {top1:g}."
+        assert str(error.value) == f"{self.WHAT} must have a top-1 of 72.34 ± 0.1, but has {top1:g} in float32."

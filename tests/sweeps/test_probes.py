@@ -128,6 +128,14 @@ def test_probes_of_a_failed_student_are_blocked(spec, text, plan, tmp_path, end)
     assert blocked.job.id not in {job.id for job in todo.jobs}
 
 
+def test_plan_does_not_take_probes_for_known_times(text, tmp_path, cli):
+    path = tmp_path / "spec.toml"
+    path.write_text(text)
+    out = cli("plan", path).out
+    assert "5 trials and 1 teacher to run; how long they take is known once like trials have ended" in out
+    assert "kd -> fashion_mini" in out
+
+
 def test_unknown_targets_and_twice_the_same_are_refused(text):
     with pytest.raises(ConfigError, match=r"unknown data set 'stl11' at probe\[0\]\.dataset\..*Did you mean 'stl10'"):
         parse_text(text.replace('dataset = "fashion_mini"\nfraction', 'dataset = "stl11"\nfraction'))
