@@ -184,7 +184,7 @@ def _fields(model: type[BaseModel], loc: Iterable[int | str]) -> list[str]:
 def unknown(kind: str, name: str, known: Iterable[str], where: str) -> str:
     """The message for an unknown name: where it stands, the nearest known name, all known names."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, 1)
+    near = difflib.get_close_matches(name, names, 1) or difflib.get_close_matches(name.lower(), names, 1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"unknown {kind} {name!r} at {where}.{hint} Known: {', '.join(names)}."
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from kdtrain.config import ConfigError, Recipe, TrialConfig, Where, canonical, digest, parse, part_of
+from kdtrain.config import ConfigError, Recipe, TrialConfig, Where, canonical, digest, parse, part_of, unknown
 
 fixed = settings(deadline=None, derandomize=True, database=None)
 TRIAL = {"data": {"dataset": "cifar100"}, "student": "resnet20", "method": {"name": "kd"}}
@@ -257,3 +257,7 @@ class TestMilestones:
     )
     def test_last_epoch_at_each_rate(self, changes, expected):
         assert recipe(**changes).milestones == expected
+
+
+def test_names_in_capitals_are_near_to_ours():
+    assert "Did you mean 'resnet20'?" in unknown("model", "RESNET20", ["resnet20", "vgg8"], "student")
