@@ -10,10 +10,12 @@ pooling is global, which is the same at 32 x 32 and lets other image sizes work.
 """
 
 import re
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdtrain.models.common import through_stages
 from kdtrain.models.family import Family
 from kdtrain.models.naming import WIDTH, broken_width, ending, misspelt, width_of
 from kdtrain.models.outputs import Model, Outputs
@@ -77,15 +79,9 @@ class BottleneckResNet(Model):
 
     def outputs(self, x: Tensor) -> Outputs:
         """`x`: [B, C, H, W], normalised; the stages have H, H/2, H/4 and H/8 rows, rounded up."""
-        f = stem = F.relu(self.bn1(self.conv1(x)))
-        stages, preacts = [], []
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            preact = _last(layer).preact(layer[:-1](f))
-            f = F.relu(preact)
-            stages.append(f)
-            preacts.append(preact)
-        pooled = F.adaptive_avg_pool2d(f, 1).flatten(1)
-        return Outputs(self.linear(pooled), pooled, stem, tuple(stages), tuple(preacts))
+        stem = F.relu(self.bn1(self.conv1(x)))
+        layers = (self.layer1, self.layer2, self.layer3, self.layer4)
+        return through_stages(stem, [partial(_preact, layer) for layer in layers], self.linear)
 
     @property
     def head(self) -> nn.Linear:
@@ -106,6 +102,11 @@ class BottleneckResNet(Model):
 def _stage(n: int, c_in: int, planes: int, stride: int) -> nn.Sequential:
     first = Bottleneck(c_in, planes, stride)
     return nn.Sequential(first, *(Bottleneck(4 * planes, planes, 1) for _ in range(n - 1)))
+
+
+def _preact(stage: nn.Sequential, x: Tensor) -> Tensor:
+    """A stage before its last ReLU."""
+    return _last(stage).preact(stage[:-1](x))
 
 
 def _last(stage: nn.Sequential) -> Bottleneck:

@@ -6,11 +6,12 @@ windows; here the pooling is global, which is the same at 224 x 224 and lets oth
 """
 
 import re
+from functools import partial
 from typing import ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdtrain.models.common import through_stages
 from kdtrain.models.family import Family
 from kdtrain.models.naming import WIDTH, broken_width, ending, misspelt, width_of
 from kdtrain.models.outputs import Model, Outputs
@@ -41,16 +42,14 @@ class MobileNetV1(Model):
 
     def outputs(self, x: Tensor) -> Outputs:
         """`x`: [B, C, H, W], normalised; the stem has H/2 rows, the stages H/4, H/8, H/16 and H/32."""
-        f = stem = self.model[0](x)
-        stages, preacts, start = [], [], 1
-        for end in ENDS:
-            preact = _unit_at(self.model, end)[:-1](self.model[start:end](f))
-            f = F.relu(preact)
-            stages.append(f)
-            preacts.append(preact)
-            start = end + 1
-        pooled = F.adaptive_avg_pool2d(f, 1).flatten(1)
-        return Outputs(self.fc(pooled), pooled, stem, tuple(stages), tuple(preacts))
+        starts = (1, *(end + 1 for end in ENDS[:-1]))
+        stages = [partial(self._preact, start, end) for start, end in zip(starts, ENDS, strict=True)]
+        return through_stages(self.model[0](x), stages, self.fc)
+
+    def _preact(self, start: int, end: int, x: Tensor) -> Tensor:
+        """The stage of the units start..end before its last ReLU."""
+        preact: Tensor = _unit_at(self.model, end)[:-1](self.model[start:end](x))
+        return preact
 
     @property
     def head(self) -> nn.Linear:

@@ -7,12 +7,12 @@ of 32 x 32, ReLU takes the place of ReLU6 and the first block too has an expandi
 here the pooling is global, which is the same at 32 x 32 and lets other image sizes work.
 """
 
-import math
 import re
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdtrain.models.common import fan_out_normal_
 from kdtrain.models.family import Family
 from kdtrain.models.naming import WIDTH, misspelt
 from kdtrain.models.outputs import Model, Outputs
@@ -61,10 +61,7 @@ class MobileNetV2(Model):
         self.classifier = nn.Sequential(nn.Linear(LAST, num_classes))
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
-                nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+        fan_out_normal_(self)
 
     def outputs(self, x: Tensor) -> Outputs:
         """`x`: [B, C, H, W], normalised; the stages have H/2, H/4, H/8 and H/16 rows, rounded up."""

@@ -5,11 +5,13 @@ a bottleneck has the stride, not the first 1 x 1 as in the paper.
 """
 
 import re
+from functools import partial
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdtrain.models.common import through_stages
 from kdtrain.models.family import Family
 from kdtrain.models.outputs import Model, Outputs
 
@@ -47,18 +49,13 @@ class ImageNetResNet(Model):
 
     def outputs(self, x: Tensor) -> Outputs:
         """`x`: [B, C, H, W], normalised; stem and first stage have H/4 rows, the others H/8, H/16 and H/32."""
-        f = stem = self.maxpool(F.relu(self.bn1(self.conv1(x))))
-        stages, preacts = [], []
-        for layer in self._layers:
-            preact = self._preact(layer[-1], layer[:-1](f))
-            f = F.relu(preact)
-            stages.append(f)
-            preacts.append(preact)
-        pooled = F.adaptive_avg_pool2d(f, 1).flatten(1)
-        return Outputs(self.fc(pooled), pooled, stem, tuple(stages), tuple(preacts))
+        stem = self.maxpool(F.relu(self.bn1(self.conv1(x))))
+        return through_stages(stem, [partial(self._preact, layer) for layer in self._layers], self.fc)
 
-    def _preact(self, block: Any, x: Tensor) -> Tensor:
-        """What the block sums before its last ReLU."""
+    def _preact(self, layer: nn.Sequential, x: Tensor) -> Tensor:
+        """A stage before its last ReLU."""
+        block: Any = layer[-1]
+        x = layer[:-1](x)
         out: Tensor = block.bn1(block.conv1(x))
         for i in range(2, CONVOLUTIONS[self.depth] + 1):
             out = getattr(block, f"bn{i}")(getattr(block, f"conv{i}")(F.relu(out)))

@@ -7,10 +7,12 @@ is global, which is the same at 32 x 32 and lets other image sizes work.
 
 import re
 from collections import OrderedDict
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdtrain.models.common import through_stages
 from kdtrain.models.family import Family
 from kdtrain.models.naming import misspelt
 from kdtrain.models.outputs import Model, Outputs
@@ -69,15 +71,9 @@ class ResNeXt(Model):
 
     def outputs(self, x: Tensor) -> Outputs:
         """`x`: [B, C, H, W], normalised; the stages have H, H/2 and H/4 rows."""
-        f = stem = F.relu(self.bn_1(self.conv_1_3x3(x)))
-        stages, preacts = [], []
-        for layer in (self.stage_1, self.stage_2, self.stage_3):
-            preact = _last(layer).preact(layer[:-1](f))
-            f = F.relu(preact)
-            stages.append(f)
-            preacts.append(preact)
-        pooled = F.adaptive_avg_pool2d(f, 1).flatten(1)
-        return Outputs(self.classifier(pooled), pooled, stem, tuple(stages), tuple(preacts))
+        stem = F.relu(self.bn_1(self.conv_1_3x3(x)))
+        layers = (self.stage_1, self.stage_2, self.stage_3)
+        return through_stages(stem, [partial(_preact, layer) for layer in layers], self.classifier)
 
     @property
     def head(self) -> nn.Linear:
@@ -101,6 +97,11 @@ def _stage(n: int, number: int, groups: int, base: int) -> nn.Sequential:
     blocks = [Bottleneck(c_in, groups * base, c_out, groups, stride)]
     blocks += (Bottleneck(c_out, groups * base, c_out, groups, 1) for _ in range(n - 1))
     return nn.Sequential(OrderedDict((f"stage_{number}_bottleneck_{i}", block) for i, block in enumerate(blocks)))
+
+
+def _preact(stage: nn.Sequential, x: Tensor) -> Tensor:
+    """A stage before its last ReLU."""
+    return _last(stage).preact(stage[:-1](x))
 
 
 def _last(stage: nn.Sequential) -> Bottleneck:

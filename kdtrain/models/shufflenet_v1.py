@@ -7,11 +7,13 @@ is the same at 32 x 32 and lets other image sizes work.
 """
 
 import re
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdtrain.models.common import through_stages
 from kdtrain.models.family import Family
 from kdtrain.models.naming import WIDTH, ending, misspelt, width_of
 from kdtrain.models.outputs import Model, Outputs
@@ -73,15 +75,9 @@ class ShuffleNetV1(Model):
 
     def outputs(self, x: Tensor) -> Outputs:
         """`x`: [B, C, H, W], normalised; the stages have H/2, H/4 and H/8 rows, rounded up."""
-        f = stem = F.relu(self.bn1(self.conv1(x)))
-        stages, preacts = [], []
-        for layer in (self.layer1, self.layer2, self.layer3):
-            preact = _last(layer).preact(layer[:-1](f))
-            f = F.relu(preact)
-            stages.append(f)
-            preacts.append(preact)
-        pooled = F.adaptive_avg_pool2d(f, 1).flatten(1)
-        return Outputs(self.linear(pooled), pooled, stem, tuple(stages), tuple(preacts))
+        stem = F.relu(self.bn1(self.conv1(x)))
+        layers = (self.layer1, self.layer2, self.layer3)
+        return through_stages(stem, [partial(_preact, layer) for layer in layers], self.linear)
 
     @property
     def head(self) -> nn.Linear:
@@ -102,6 +98,11 @@ class ShuffleNetV1(Model):
 def _stage(n: int, c_in: int, c_out: int) -> nn.Sequential:
     first = Bottleneck(c_in, c_out, down=True)
     return nn.Sequential(first, *(Bottleneck(c_out, c_out, down=False) for _ in range(n - 1)))
+
+
+def _preact(stage: nn.Sequential, x: Tensor) -> Tensor:
+    """A stage before its last ReLU."""
+    return _last(stage).preact(stage[:-1](x))
 
 
 def _last(stage: nn.Sequential) -> Bottleneck:

@@ -6,12 +6,13 @@ Source: https://github.com/HobbitLong/RepDistiller/blob/master/models/vgg.py, wh
 64 x 64 only.
 """
 
-import math
 import re
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdtrain.models.common import fan_out_normal_, through_stages
 from kdtrain.models.family import Family
 from kdtrain.models.naming import WIDTH, broken_width, ending, misspelt, width_of
 from kdtrain.models.outputs import Model, Outputs
@@ -37,25 +38,17 @@ class VGG(Model):
         self.classifier = nn.Linear(widths[-1], num_classes)
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)
+        fan_out_normal_(self)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
-                nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+            if isinstance(module, nn.Conv2d) and module.bias is not None:
+                nn.init.zeros_(module.bias)
 
     def outputs(self, x: Tensor) -> Outputs:
         """`x`: [B, C, H, W], normalised; the stages have H/2, H/4, H/8 and H/8 rows (H/16 at last if large)."""
         large = min(x.shape[2:]) >= 64
-        stem = F.relu(self.block0(x))
-        stages, preacts, f = [], [], stem
-        for i, block in enumerate((self.block1, self.block2, self.block3, self.block4)):
-            preact = block(F.max_pool2d(f, 2) if i < 3 or large else f)
-            f = F.relu(preact)
-            stages.append(f)
-            preacts.append(preact)
-        pooled = F.adaptive_avg_pool2d(f, 1).flatten(1)
-        return Outputs(self.classifier(pooled), pooled, stem, tuple(stages), tuple(preacts))
+        pooling = [partial(_pooled, block) for block in (self.block1, self.block2, self.block3)]
+        last = partial(_pooled, self.block4) if large else self.block4
+        return through_stages(F.relu(self.block0(x)), [*pooling, last], self.classifier)
 
     @property
     def head(self) -> nn.Linear:
@@ -71,6 +64,12 @@ class VGG(Model):
     def preact_norms(self) -> tuple[nn.BatchNorm2d, ...]:
         """The last BatchNorm of each stage."""
         return tuple(_norm(block) for block in (self.block1, self.block2, self.block3, self.block4))
+
+
+def _pooled(block: nn.Sequential, x: Tensor) -> Tensor:
+    """A block of max-pooled maps, before its last ReLU."""
+    preact: Tensor = block(F.max_pool2d(x, 2))
+    return preact
 
 
 def _block(n: int, c_in: int, c_out: int) -> nn.Sequential:

@@ -5,12 +5,12 @@ Source: https://github.com/HobbitLong/RepDistiller/blob/master/models/wrn.py. It
 pooling is global, which is the same at 32 x 32 and lets other image sizes work. Its dropout rate is 0 and left out.
 """
 
-import math
 import re
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdtrain.models.common import fan_out_normal_
 from kdtrain.models.family import Family
 from kdtrain.models.naming import misspelt
 from kdtrain.models.outputs import Model, Outputs
@@ -80,10 +80,7 @@ class WideResNet(Model):
         self.bn1 = nn.BatchNorm2d(64 * k)
         self.fc = nn.Linear(64 * k, num_classes)
         nn.init.zeros_(self.fc.bias)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
-                nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+        fan_out_normal_(self)
 
     def outputs(self, x: Tensor) -> Outputs:
         """`x`: [B, C, H, W], normalised; the stages have H, H/2 and H/4 rows."""
