@@ -17,7 +17,7 @@ from kdtrain.config import DataConfig, TeacherRef, TrialConfig, canonical
 from kdtrain.data import title
 from kdtrain.metrics import Metrics
 from kdtrain.record import EpochRecord, TrialResult
-from sweeps.schema import IDENTITY, METRICS, PUBLISHED, Status
+from sweeps.schema import IDENTITY, METRICS, PUBLISHED, SEARCH, Status
 
 Row = dict[str, Any]
 _METRICS = [field.name for field in METRICS]
@@ -64,6 +64,11 @@ def published(teacher: TeacherRef, source: str, config: DataConfig) -> Row:
     }
 
 
+def searched(columns: Mapping[str, Any]) -> Row:
+    """The search columns, null where `columns` does not say them; of a trial that a grid planned it says nothing."""
+    return {**dict.fromkeys(field.name for field in SEARCH), **columns}
+
+
 def data(config: DataConfig) -> Row:
     """The columns that say which images."""
     folder = config.folder and config.folder.sha256
@@ -95,8 +100,13 @@ def metrics(result: TrialResult | None) -> Row:
     return dict.fromkeys(_METRICS) if result is None else asdict(result)
 
 
-def provenance(source: Mapping[str, str], device: str, cpus: int, started_at: datetime) -> Row:
-    """Where, when and by what code a trial ran; `source` has sweep, spec_sha256 and git_commit."""
+def provenance(
+    source: Mapping[str, str], device: str, cpus: int, started_at: datetime, replayed: str | None = None
+) -> Row:
+    """Where, when and by what code a trial ran; `source` has sweep, spec_sha256 and git_commit.
+
+    replayed: the trial whose stored epochs were returned, where nothing was trained.
+    """
     return {
         "sweep": source["sweep"],
         "spec_sha256": source["spec_sha256"],
@@ -106,6 +116,7 @@ def provenance(source: Mapping[str, str], device: str, cpus: int, started_at: da
         "torch": version("torch"),
         "host": socket.gethostname(),
         "device": device,
+        "replayed": replayed,
         "cpus": cpus,
         "started_at": started_at,
         "ended_at": datetime.now(UTC),

@@ -18,7 +18,7 @@ class Status(StrEnum):
     FAILED = "failed"
 
 
-VERSION = "3"
+VERSION = "4"
 PUBLISHED = "published"  # stands for the method of a teacher whose weights were trained elsewhere
 _METADATA = {"kdsweep.schema": VERSION}
 _UTC = pa.timestamp("ms", tz="UTC")
@@ -67,13 +67,31 @@ IDENTITY = [
     _field("seed", pa.int64(), null=True),
     _field("view_seed", pa.int64(), null=True),
 ]
+SEARCH = [  # null of a trial that a grid planned
+    _field("phase", pa.string(), null=True),  # "search", or "confirm" for a winner's training on all images
+    _field("study", pa.string(), null=True),  # the search that the point belongs to, 16 hex digits
+    _field("objectives", pa.list_(pa.string()), null=True),  # names of OBJECTIVES; the score is their order's
+    _field("seeds", pa.list_(pa.int64()), null=True),  # over which the score of a point is the mean
+    _field("space", pa.string(), null=True),  # what was searched, canonical JSON: {name: dimension}
+    _field("point", pa.string(), null=True),  # the values tried, canonical JSON: {name: value}
+    _field("number", pa.int64(), null=True),  # of the point in its study, in the order of asking, from 0
+    _field("origin", pa.string(), null=True),  # who proposed the point: "start", "prior" or "sampler"
+    _field("student_macs", pa.int64(), null=True),  # multiply-adds an image; null unless the student is searched
+    _field("latency_ms", pa.float64(), null=True),  # of an image on the driver's CPU; null unless the search weighs it
+]
 OUTCOME = [
     _field("status", pa.string()),
     _field("error_type", pa.string(), null=True),
     _field("error", pa.string(), null=True),  # traceback
     _field("epochs_done", pa.int64()),  # of both stages
 ]
-METRICS = [  # null unless completed
+OBJECTIVES = {  # what a search may weigh: the column, and Optuna's direction
+    "val_acc": ("val_acc", "maximize"),
+    "params": ("student_params", "minimize"),
+    "macs": ("student_macs", "minimize"),
+    "latency_ms": ("latency_ms", "minimize"),
+}
+METRICS = [  # null unless completed; val_acc and train_seconds also of a stopped trial, at its last epoch
     _field("val_acc", pa.float64(), null=True),
     _field("test_top1", pa.float64(), null=True),
     _field("test_top5", pa.float64(), null=True),
@@ -98,11 +116,12 @@ PROVENANCE = [
     _field("torch", pa.string()),
     _field("host", pa.string()),
     _field("device", pa.string()),
+    _field("replayed", pa.string(), null=True),  # the trial whose epochs were returned instead of training
     _field("cpus", pa.int64()),
     _field("started_at", _UTC),
     _field("ended_at", _UTC),
 ]
-TRIALS = pa.schema([*IDENTITY, *OUTCOME, *METRICS, *PROVENANCE], metadata=_METADATA)
+TRIALS = pa.schema([*IDENTITY, *SEARCH, *OUTCOME, *METRICS, *PROVENANCE], metadata=_METADATA)
 
 EPOCHS = pa.schema(
     [

@@ -11,7 +11,7 @@ import pytest
 from analysis.load import load
 from analysis.metrics import metric_named
 from analysis.tables import Table, build_tables
-from sweeps.schema import METRICS, TRIALS
+from sweeps.schema import METRICS, SEARCH, TRIALS
 from sweeps.store import TEACHERS, Store
 
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -151,7 +151,8 @@ class Results:
     def add(self, sweep: str = "demo", curve: list[float] | None = None, **columns: Any) -> str:
         """Write a trial; `curve` is its test accuracy by epoch. Values not given are DEFAULTS. Returns its id."""
         self.count += 1
-        row = {"trial_id": f"{self.count:016x}", **DEFAULTS, "sweep": sweep, **columns}
+        planned = dict.fromkeys((*(field.name for field in SEARCH), "replayed"))  # no search
+        row = {"trial_id": f"{self.count:016x}", **planned, **DEFAULTS, "sweep": sweep, **columns}
         if row["teacher"] is None:
             row["teacher_id"] = None
         if row["status"] != "completed":
