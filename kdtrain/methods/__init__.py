@@ -1,14 +1,15 @@
 """The methods by name. `a+b` names two together; where b is a plug-in with the host a, it changes a's terms."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from kdtrain.config import ConfigError, MethodRef, parse, unknown
 from kdtrain.methods.ab import AB
 from kdtrain.methods.at import AT
-from kdtrain.methods.base import Method, Part, Plugin, Setting, trains_teacher
+from kdtrain.methods.base import Method, Part, Plugin, Range, Setting, trains_teacher
 from kdtrain.methods.cc import CC
 from kdtrain.methods.cid import CID
 from kdtrain.methods.composed import Composed
@@ -80,6 +81,7 @@ PLUGINS: dict[str, type[Plugin]] = {
 
 
 CE_WEIGHT = "gamma"  # the parameter of all methods that weights the cross-entropy
+T = TypeVar("T")
 
 
 def classes(ref: MethodRef, path: str = "method") -> dict[str, type[Part]]:
@@ -141,6 +143,48 @@ def params(ref: MethodRef) -> dict[str, Any]:
     return dumps.get(ref.name, dumps)
 
 
+def search_space(ref: MethodRef) -> dict[str, Range | tuple[Any, ...]]:
+    """What a search tries by default, by flat name: `alpha`, for `a+b` that of all parts, `b.alpha`."""
+    return _flat({name: part.search_space for name, part in classes(ref).items()})
+
+
+def defaults(ref: MethodRef) -> dict[str, Any]:
+    """All parameters as plain data by flat name, as they are where a search does not set them; None: not set."""
+    return _flat({name: config.model_dump(mode="json") for name, config in resolve(ref).items()})
+
+
+def with_values(ref: MethodRef, values: Mapping[str, Any]) -> MethodRef:
+    """The method with these values, by flat name, and its other parameters; ConfigError for an unknown name."""
+    params = dict(ref.params)
+    for name, value in values.items():
+        _field(ref, name)
+        part, _, key = name.rpartition(".")
+        params |= {part: {**params.get(part, {}), key: value}} if part else {key: value}
+    return MethodRef(name=ref.name, params=params)
+
+
+def whole(ref: MethodRef, name: str) -> bool:
+    """Whether a parameter, by flat name, takes whole numbers only; ConfigError for an unknown name."""
+    return _field(ref, name).annotation in (int, int | None)
+
+
+def _field(ref: MethodRef, name: str) -> FieldInfo:
+    """A parameter by flat name."""
+    fields = _flat({part: cls.Config.model_fields for part, cls in classes(ref).items()})
+    if name not in fields:
+        raise ConfigError(unknown("parameter", name, fields, ref.name))
+    return fields[name]
+
+
+def _flat(parts: Mapping[str, Mapping[str, T]]) -> dict[str, T]:
+    """By flat name; the weight of the cross-entropy, which has no effect in a later part, is the first's alone."""
+    first = next(iter(parts))
+    if len(parts) == 1:
+        return dict(parts[first])
+    pairs = ((part, key, value) for part, values in parts.items() for key, value in values.items())
+    return {f"{part}.{key}": value for part, key, value in pairs if key != CE_WEIGHT or part == first}
+
+
 def version(ref: MethodRef) -> str:
     """The version of a method, of each part for `a+b`."""
     return "+".join(str(part.version) for part in classes(ref).values())
@@ -165,6 +209,16 @@ def for_assistant(ref: MethodRef, model: str) -> MethodRef:
             own = part.assistant_params(configs[name], models.index(model))
             params |= own if name == ref.name else {name: {**params.get(name, {}), **own}}
     return MethodRef(name=ref.name, params=params)
+
+
+def blind_epochs(ref: MethodRef, epochs: int) -> int:
+    """How many of the recipe's first epochs end with predictions that say nothing yet: no search may judge by them.
+
+    For `a+b` they are the first method's. It alone predicts and has a cross-entropy: whether a later part, on its own,
+    would begin without one does not matter, and no later part trains the first's classifier in its stead.
+    """
+    part, config = _methods(ref)[0]
+    return part.blind_epochs(config, epochs)
 
 
 def self_taught(ref: MethodRef) -> bool:

@@ -157,6 +157,15 @@ class Method(Part, ABC):
         """Whether the teacher is a trained network of the student's own architecture, whatever the pair. False."""
         return False
 
+    @classmethod
+    def blind_epochs(cls, config: Any, epochs: int) -> int:
+        """How many of the recipe's first epochs end with predictions that say nothing yet. 0.
+
+        So it is wherever labels or a teacher train what predicts from the first step on. Stages before the recipe's
+        epochs do not count.
+        """
+        return 0
+
     @property
     def teacher_in_loss(self) -> bool:
         """By default whether the method needs anything of the teacher."""

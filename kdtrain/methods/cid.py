@@ -107,8 +107,7 @@ class CID(Method):
     def __init__(self, config: Config, setting: Setting) -> None:
         super().__init__(config, setting)
         d_s = setting.student_shapes.pooled.shape[1]
-        share = config.init_epochs if config.init_epochs is not None else (20 / 240 if config.inv else 0)
-        self.init_epochs = part_of(share, setting.epochs)
+        self.init_epochs = _init_epochs(config, setting.epochs)
         if self.init_epochs >= setting.epochs:
             raise ConfigError(
                 f"cid needs an epoch after its {self.init_epochs} of init_epochs, but got epochs = {setting.epochs}."
@@ -130,6 +129,14 @@ class CID(Method):
     def needs_with(cls, config: Any) -> frozenset[str]:
         """Also the maps if SR looks at them."""
         return cls.needs | {"stages"} if config.sr and config.layers != "pooled" else cls.needs
+
+    @classmethod
+    def blind_epochs(cls, config: Any, epochs: int) -> int:
+        """The initial epochs, which do not train the context classifier; 0 without `inv`.
+
+        Then the student's own classifier predicts, which the teacher trains in these epochs, too.
+        """
+        return _init_epochs(config, epochs) if config.inv else 0
 
     def param_groups(self) -> Groups:
         """The context classifier with the student's settings, R without weight decay."""
@@ -200,6 +207,12 @@ class CID(Method):
             return torch.stack([nm_mse(v_s, v_t) for v_s, v_t in pairs]).mean()
         errors = torch.stack([(v_s - v_t).square().sum(1).mean() for v_s, v_t in pairs])
         return (errors / self.mean_squares).mean()
+
+
+def _init_epochs(config: CID.Config, epochs: int) -> int:
+    """How many epochs have no cross-entropy."""
+    share = config.init_epochs if config.init_epochs is not None else (20 / 240 if config.inv else 0)
+    return part_of(share, epochs)
 
 
 def _stages(config: CID.Config, setting: Setting) -> list[int]:

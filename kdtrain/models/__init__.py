@@ -49,6 +49,32 @@ def build(name: str, num_classes: int, in_channels: int = 3) -> Model:
     return family.build(match, num_classes, in_channels)
 
 
+def named(family: str, depth: int | None, width: float | None, where: str) -> str:
+    """The name of a family's network of this depth and width; ConfigError if it has none, with the key path `where`.
+
+    None leaves one out: a family may have no depth or no width, and a name without a width has the family's own. That
+    is 1 but for `mobilenet_v2`, half the paper's. A `wrn` must have one.
+    """
+    sized = [key for key, each in MODELS.items() if each.name is not None]
+    if family not in MODELS:
+        raise ConfigError(unknown("family", family, sized, where))
+    found = MODELS[family]
+    if found.name is None:
+        raise ConfigError(
+            f"a family must have names for a depth or a width, as {', '.join(sized)} have, but got {family} at {where}."
+        )
+    given = {"depth": depth, "width": width}
+    asked = " and ".join(f"{key} {value}" for key, value in given.items() if value is not None) or "neither"
+    try:
+        name = found.name(depth, width)
+    except ValueError as rule:
+        raise ConfigError(f"{rule} for the family {family}, but got {asked} at {where}.") from None
+    check(name, where)
+    if not found.pattern.fullmatch(name):  # resnet50 is ImageNet's
+        raise ConfigError(f"{name} is a network of another family than {family}, but got {asked} at {where}.")
+    return name
+
+
 def _find(name: str, where: str) -> tuple[Family, re.Match[str]]:
     for family in MODELS.values():
         match = family.pattern.fullmatch(name)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from kdtrain.models.common import through_stages
 from kdtrain.models.family import Family
-from kdtrain.models.naming import WIDTH, broken_width, ending, misspelt, width_of
+from kdtrain.models.naming import WIDTH, broken_width, ending, misspelt, required, width_of
 from kdtrain.models.outputs import Model, Outputs
 
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -116,7 +116,11 @@ def _last(stage: nn.Sequential) -> Bottleneck:
 
 
 def _broken(match: re.Match[str]) -> str | None:
-    return broken_width(match, 64) or misspelt(match, f"resnet{match['depth']}_cifar{ending(match)}")
+    return broken_width(match, 64) or misspelt(match, _name(int(match["depth"]), width_of(match)))
+
+
+def _name(depth: int | None, width: float | None) -> str:
+    return f"resnet{required('depth', depth)}_cifar{ending(width)}"
 
 
 def _build(match: re.Match[str], num_classes: int, in_channels: int) -> BottleneckResNet:
@@ -130,4 +134,5 @@ FAMILY = Family(
     broken=_broken,
     build=_build,
     examples=tuple(f"resnet{depth}_cifar" for depth in BLOCKS),
+    name=_name,
 )

@@ -1,6 +1,7 @@
 """CIFAR DenseNets (Huang et al., CVPR 2017) with the features and keys of PS-KD: `densenet121_cifar`, `169`, `201`.
 
-Each layer adds 32 channels; `densenet121_cifar_k{growth}` adds another number. All start from torch's default.
+Each layer adds 32 channels; `densenet121_cifar_k{growth}` adds another number, to which the channels everywhere are
+proportional: width 0.5 is growth 16. All start from torch's default.
 Source: https://github.com/lgcnsai/PS-KD-Pytorch/blob/main/models/densenet_cifar.py, which has depth 121. It pools
 4 x 4 windows; here the pooling is global, which is the same at 32 x 32 and lets other image sizes work.
 """
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdtrain.models.family import Family
-from kdtrain.models.naming import misspelt
+from kdtrain.models.naming import misspelt, required, whole
 from kdtrain.models.outputs import Model, Outputs
 
 BLOCKS = {121: (6, 12, 24, 16), 169: (6, 12, 32, 32), 201: (6, 12, 48, 32)}
@@ -121,8 +122,14 @@ def _broken(match: re.Match[str]) -> str | None:
     growth = _growth(match)
     if growth < 1:
         return "growth must be at least 1"
-    ending = "" if growth == GROWTH else f"_k{growth}"
-    return misspelt(match, f"densenet{match['depth']}_cifar{ending}")
+    return misspelt(match, _name(int(match["depth"]), growth / GROWTH))
+
+
+def _name(depth: int | None, width: float | None) -> str:
+    """Width is the growth relative to the published one."""
+    growth = GROWTH if width is None else whole(f"{GROWTH} times the width", GROWTH * width)
+    bare = f"densenet{required('depth', depth)}_cifar"
+    return bare if growth == GROWTH else f"{bare}_k{growth}"
 
 
 def _build(match: re.Match[str], num_classes: int, in_channels: int) -> DenseNet:
@@ -135,4 +142,5 @@ FAMILY = Family(
     broken=_broken,
     build=_build,
     examples=tuple(f"densenet{depth}_cifar" for depth in BLOCKS),
+    name=_name,
 )

@@ -16,3 +16,6 @@ class Family:
     broken: Callable[[re.Match[str]], str | None]  # the rule that a name of the right form breaks, or None
     build: Callable[[re.Match[str], int, int], Model]  # (match, num_classes, in_channels)
     examples: tuple[str, ...]  # the names that papers use
+    # (depth, width) as the one right name, which `broken` may still refuse; ValueError with the rule for one missing or
+    # one too many. Width is a factor of the channels, None that of the bare name. None: the family has neither.
+    name: Callable[[int | None, float | None], str] | None = None

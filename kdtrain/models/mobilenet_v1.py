@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdtrain.models.common import through_stages
 from kdtrain.models.family import Family
-from kdtrain.models.naming import WIDTH, broken_width, ending, misspelt, width_of
+from kdtrain.models.naming import WIDTH, broken_width, ending, misspelt, superfluous, width_of
 from kdtrain.models.outputs import Model, Outputs
 
 # (channels, stride) of the units after the first convolution, for width 1
@@ -90,7 +90,12 @@ def _norm(unit: nn.Sequential) -> nn.BatchNorm2d:
 
 
 def _broken(match: re.Match[str]) -> str | None:
-    return broken_width(match, 32) or misspelt(match, f"mobilenet_v1{ending(match)}")
+    return broken_width(match, 32) or misspelt(match, _name(None, width_of(match)))
+
+
+def _name(depth: int | None, width: float | None) -> str:
+    superfluous("depth", depth)
+    return f"mobilenet_v1{ending(width)}"
 
 
 def _build(match: re.Match[str], num_classes: int, in_channels: int) -> MobileNetV1:
@@ -103,4 +108,5 @@ FAMILY = Family(
     broken=_broken,
     build=_build,
     examples=("mobilenet_v1", "mobilenet_v1_w0.25", "mobilenet_v1_w0.5", "mobilenet_v1_w0.75"),
+    name=_name,
 )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kdtrain.models.common import fan_out_normal_
 from kdtrain.models.family import Family
-from kdtrain.models.naming import WIDTH, misspelt
+from kdtrain.models.naming import WIDTH, ending, misspelt, superfluous
 from kdtrain.models.outputs import Model, Outputs
 
 ROWS = (  # expansion, channels at width 1, blocks, stride of the first block
@@ -23,6 +23,7 @@ ROWS = (  # expansion, channels at width 1, blocks, stride of the first block
 )
 STAGES = ((0, 1), (2,), (3, 4), (5, 6))  # the rows of each stage
 LAST = 1280
+BARE = 0.5  # the width of `mobilenet_v2`
 
 
 class InvertedResidual(nn.Module):
@@ -108,7 +109,7 @@ def _norms(row: nn.Module) -> list[nn.BatchNorm2d]:
 
 
 def _width(match: re.Match[str]) -> float:
-    return float(match["width"] or 0.5)
+    return float(match["width"] or BARE)
 
 
 def _broken(match: re.Match[str]) -> str | None:
@@ -118,7 +119,12 @@ def _broken(match: re.Match[str]) -> str | None:
     # Widths that differ by 0.01 or more differ in the 320 channels of the last row: equal networks have one name.
     if width != round(width, 2):
         return "width must have at most two decimals"
-    return misspelt(match, "mobilenet_v2" if width == 0.5 else f"mobilenet_v2_w{width:g}")
+    return misspelt(match, _name(None, width))
+
+
+def _name(depth: int | None, width: float | None) -> str:
+    superfluous("depth", depth)
+    return f"mobilenet_v2{ending(width, BARE)}"
 
 
 def _build(match: re.Match[str], num_classes: int, in_channels: int) -> MobileNetV2:
@@ -131,4 +137,5 @@ FAMILY = Family(
     broken=_broken,
     build=_build,
     examples=("mobilenet_v2", "mobilenet_v2_w0.25", "mobilenet_v2_w0.75", "mobilenet_v2_w1", "mobilenet_v2_w1.4"),
+    name=_name,
 )

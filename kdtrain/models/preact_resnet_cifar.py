@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kdtrain.config import ConfigError
 from kdtrain.models.family import Family
-from kdtrain.models.naming import WIDTH, broken_width, ending, misspelt, width_of
+from kdtrain.models.naming import WIDTH, broken_width, ending, misspelt, required, width_of
 from kdtrain.models.outputs import Model, Outputs
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
@@ -110,7 +110,11 @@ def _first(stage: nn.Sequential) -> PreActBlock:
 
 
 def _broken(match: re.Match[str]) -> str | None:
-    return broken_width(match, 64) or misspelt(match, f"resnet{match['depth']}_cifar{ending(match)}")
+    return broken_width(match, 64) or misspelt(match, _name(int(match["depth"]), width_of(match)))
+
+
+def _name(depth: int | None, width: float | None) -> str:
+    return f"resnet{required('depth', depth)}_cifar{ending(width)}"
 
 
 def _build(match: re.Match[str], num_classes: int, in_channels: int) -> PreActResNet:
@@ -124,4 +128,5 @@ FAMILY = Family(
     broken=_broken,
     build=_build,
     examples=tuple(f"resnet{depth}_cifar" for depth in BLOCKS),
+    name=_name,
 )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kdtrain.models.common import through_stages
 from kdtrain.models.family import Family
-from kdtrain.models.naming import misspelt
+from kdtrain.models.naming import misspelt, required, whole
 from kdtrain.models.outputs import Model, Outputs
 
 
@@ -100,7 +100,14 @@ def _broken(match: re.Match[str]) -> str | None:
         return "depth must be 6n+2 with n >= 1"
     if k and int(k) < 2:
         return "width must be at least 2"
-    return misspelt(match, f"resnet{depth}x{int(k)}" if k else f"resnet{depth}")
+    return misspelt(match, _name(depth, int(k or 1)))
+
+
+def _name(depth: int | None, width: float | None) -> str:
+    """Width is that of the stages; that of `resnet{d}` is 1."""
+    k = 1 if width is None else whole("width", width)
+    bare = f"resnet{required('depth', depth)}"
+    return bare if k == 1 else f"{bare}x{k}"
 
 
 def _build(match: re.Match[str], num_classes: int, in_channels: int) -> ResNet:
@@ -119,4 +126,5 @@ FAMILY = Family(
         *("resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"),
         *("resnet8x4", "resnet32x4"),
     ),
+    name=_name,
 )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kdtrain.models.common import through_stages
 from kdtrain.models.family import Family
+from kdtrain.models.naming import required, superfluous
 from kdtrain.models.outputs import Model, Outputs
 
 CONVOLUTIONS = {18: 2, 34: 2, 50: 3}  # depth: convolutions of a block
@@ -86,10 +87,16 @@ def _build(match: re.Match[str], num_classes: int, in_channels: int) -> ImageNet
     return ImageNetResNet(int(match["depth"]), num_classes, in_channels)
 
 
+def _name(depth: int | None, width: float | None) -> str:
+    superfluous("width", width)
+    return f"resnet{required('depth', depth)}"
+
+
 FAMILY = Family(
     form="resnet18, resnet34, resnet50 for ImageNet",
     pattern=re.compile(r"resnet(?P<depth>18|34|50)"),
     broken=lambda _: None,
     build=_build,
     examples=("resnet18", "resnet34", "resnet50"),
+    name=_name,
 )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kdtrain.models.common import through_stages
 from kdtrain.models.family import Family
-from kdtrain.models.naming import misspelt
+from kdtrain.models.naming import misspelt, required, superfluous
 from kdtrain.models.outputs import Model, Outputs
 
 WIDTHS = (64, 256, 512, 1024)  # of the stem and of the stages
@@ -119,6 +119,12 @@ def _broken(match: re.Match[str]) -> str | None:
     return misspelt(match, f"resnext{depth}_{groups}x{base}d")
 
 
+def _name(depth: int | None, width: float | None) -> str:
+    """Of 8 groups of 64 channels: no number in a name makes the whole network wider, only its grouped convolutions."""
+    superfluous("width", width)
+    return f"resnext{required('depth', depth)}_8x64d"
+
+
 def _build(match: re.Match[str], num_classes: int, in_channels: int) -> ResNeXt:
     n = (int(match["depth"]) - 2) // 9
     return ResNeXt(n, int(match["groups"]), int(match["base"]), num_classes, in_channels)
@@ -130,4 +136,5 @@ FAMILY = Family(
     broken=_broken,
     build=_build,
     examples=("resnext29_8x64d",),
+    name=_name,
 )

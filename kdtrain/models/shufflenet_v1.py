@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kdtrain.models.common import through_stages
 from kdtrain.models.family import Family
-from kdtrain.models.naming import WIDTH, ending, misspelt, width_of
+from kdtrain.models.naming import WIDTH, ending, misspelt, superfluous, width_of
 from kdtrain.models.outputs import Model, Outputs
 
 STEM = 24
@@ -117,7 +117,12 @@ def _broken(match: re.Match[str]) -> str | None:
         return "0.2 <= width <= 4 must hold"
     if any(c * width % 24 for c in WIDTHS):
         return "240, 480 and 960 times the width must be multiples of 24"
-    return misspelt(match, f"shufflenet_v1{ending(match)}")
+    return misspelt(match, _name(None, width_of(match)))
+
+
+def _name(depth: int | None, width: float | None) -> str:
+    superfluous("depth", depth)
+    return f"shufflenet_v1{ending(width)}"
 
 
 def _build(match: re.Match[str], num_classes: int, in_channels: int) -> ShuffleNetV1:
@@ -131,4 +136,5 @@ FAMILY = Family(
     broken=_broken,
     build=_build,
     examples=("shufflenet_v1", "shufflenet_v1_w0.5", "shufflenet_v1_w1.5", "shufflenet_v1_w2"),
+    name=_name,
 )

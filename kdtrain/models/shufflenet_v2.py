@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kdtrain.config import ConfigError
 from kdtrain.models.family import Family
-from kdtrain.models.naming import WIDTH, ending, misspelt, width_of
+from kdtrain.models.naming import WIDTH, ending, misspelt, superfluous, width_of
 from kdtrain.models.outputs import Model, Outputs
 from kdtrain.models.shufflenet_v1 import shuffled
 
@@ -146,7 +146,12 @@ def _last(stage: nn.Sequential) -> BasicBlock:
 def _broken(match: re.Match[str]) -> str | None:
     if width_of(match) not in WIDTHS:
         return f"width must be one of {', '.join(map(str, WIDTHS))}"
-    return misspelt(match, f"shufflenet_v2{ending(match)}")
+    return misspelt(match, _name(None, width_of(match)))
+
+
+def _name(depth: int | None, width: float | None) -> str:
+    superfluous("depth", depth)
+    return f"shufflenet_v2{ending(width)}"
 
 
 def _build(match: re.Match[str], num_classes: int, in_channels: int) -> ShuffleNetV2:
@@ -159,4 +164,5 @@ FAMILY = Family(
     broken=_broken,
     build=_build,
     examples=("shufflenet_v2", "shufflenet_v2_w0.5", "shufflenet_v2_w1.5", "shufflenet_v2_w2"),
+    name=_name,
 )

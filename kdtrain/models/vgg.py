@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kdtrain.models.common import fan_out_normal_, through_stages
 from kdtrain.models.family import Family
-from kdtrain.models.naming import WIDTH, broken_width, ending, misspelt, width_of
+from kdtrain.models.naming import WIDTH, broken_width, ending, misspelt, required, width_of
 from kdtrain.models.outputs import Model, Outputs
 
 WIDTHS = (64, 128, 256, 512, 512)
@@ -90,7 +90,11 @@ def _broken(match: re.Match[str]) -> str | None:
     depth = int(match["depth"])
     if depth not in BLOCKS:
         return f"depth must be one of {', '.join(map(str, BLOCKS))}"
-    return broken_width(match, WIDTHS[0]) or misspelt(match, f"vgg{depth}{ending(match)}")
+    return broken_width(match, WIDTHS[0]) or misspelt(match, _name(depth, width_of(match)))
+
+
+def _name(depth: int | None, width: float | None) -> str:
+    return f"vgg{required('depth', depth)}{ending(width)}"
 
 
 def _build(match: re.Match[str], num_classes: int, in_channels: int) -> VGG:
@@ -104,4 +108,5 @@ FAMILY = Family(
     broken=_broken,
     build=_build,
     examples=tuple(f"vgg{depth}" for depth in BLOCKS),
+    name=_name,
 )

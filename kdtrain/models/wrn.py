@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kdtrain.models.common import fan_out_normal_
 from kdtrain.models.family import Family
-from kdtrain.models.naming import misspelt
+from kdtrain.models.naming import misspelt, required, whole
 from kdtrain.models.outputs import Model, Outputs
 
 
@@ -116,7 +116,12 @@ def _broken(match: re.Match[str]) -> str | None:
         return "depth must be 6n+4 with n >= 1"
     if width < 1:
         return "width must be at least 1"
-    return misspelt(match, f"wrn_{depth}_{width}")
+    return misspelt(match, _name(depth, width))
+
+
+def _name(depth: int | None, width: float | None) -> str:
+    """Width is the widening factor, without which there is no name."""
+    return f"wrn_{required('depth', depth)}_{whole('width', required('width', width))}"
 
 
 def _build(match: re.Match[str], num_classes: int, in_channels: int) -> WideResNet:
@@ -129,4 +134,5 @@ FAMILY = Family(
     broken=_broken,
     build=_build,
     examples=("wrn_16_1", "wrn_16_2", "wrn_16_4", "wrn_40_1", "wrn_40_2", "wrn_40_4"),
+    name=_name,
 )

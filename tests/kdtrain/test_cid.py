@@ -190,6 +190,29 @@ class TestSchedule:
             if epoch >= 1:
                 assert ("ce" in terms_of(toy, golden, method, epoch)) == (epoch > expected)
 
+    @pytest.mark.parametrize(
+        ("epochs", "params", "expected"),
+        [
+            (240, {}, 20),
+            (120, {}, 10),
+            (6, {}, 1),
+            (240, {"init_epochs": 30}, 30),
+            (240, {"init_epochs": 0.125}, 30),
+            (240, {"init_epochs": 0}, 0),
+            (240, {"inv": False}, 0),
+            (240, {"inv": False, "init_epochs": 20}, 0),  # the student's own classifier learns the teacher's logits
+        ],
+    )
+    def test_epochs_whose_predictions_say_nothing(self, epochs, params, expected):
+        assert methods.blind_epochs(MethodRef(name="cid", params=params), epochs) == expected
+
+    def test_without_inv_what_predicts_learns_in_the_initial_epochs(self, toy, golden):
+        method = cid(toy, inv=False, init_epochs=2)
+        student, teacher = sides(toy, golden)
+        student.logits.requires_grad_()
+        sum(method.loss(toy.batch(golden.y, 1), student, teacher).values()).backward()
+        assert student.logits.grad.abs().sum() > 0
+
     def test_no_cross_entropy_in_the_initial_epochs(self, toy, golden):
         method = cid(toy, epochs=6, init_epochs=2)
         names = [set(terms_of(toy, golden, method, epoch)) for epoch in (1, 2, 3, 6)]

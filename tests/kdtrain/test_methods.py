@@ -332,6 +332,164 @@ def test_pairs_that_cannot_work_are_refused_at_planning(name, pair, message):
         build.check(trial)
 
 
+class TestFlatParameters:
+    """What a search sees of a method: parameters by flat name."""
+
+    @pytest.mark.parametrize("name", [*NAMES, *WITH_KD])
+    def test_default_spaces_hold_the_defaults(self, name):
+        # Of kd after another method, alpha is 1, and plug-ins change defaults of their hosts.
+        ref = reference(name)
+        values = methods.defaults(ref)
+        for key, space in methods.search_space(ref).items():
+            if isinstance(space, Range):
+                assert space.low <= values[key] <= space.high, key
+            else:
+                assert values[key] in space, key
+
+    @pytest.mark.parametrize("name", [*NAMES, *WITH_KD])
+    def test_ends_of_default_spaces_are_values(self, name):
+        ref = reference(name)
+        for key, space in methods.search_space(ref).items():
+            for value in (space.low, space.high) if isinstance(space, Range) else space:
+                changed = methods.with_values(ref, {key: value})
+                assert methods.defaults(changed) == {**methods.defaults(ref), key: value}
+
+    @pytest.mark.parametrize("name", [*NAMES, *WITH_KD])
+    def test_defaults_say_the_same_as_none(self, name):
+        ref = reference(name)
+        full = methods.with_values(ref, methods.defaults(ref))
+        assert methods.params(full) == methods.params(ref)
+
+    @pytest.mark.parametrize(
+        ("name", "expected"),
+        [
+            ("vanilla", {}),
+            ("kd", {"alpha": Range(0.1, 10), "tau": Range(1, 20)}),
+            ("tf_kd", {"alpha": Range(0.05, 1, log=False), "tau": Range(1, 20)}),
+            ("fitnet+kd", {"fitnet.beta": Range(10, 1000), "kd.alpha": Range(0.1, 10), "kd.tau": Range(1, 20)}),
+            ("vanilla+kd", {"kd.alpha": Range(0.1, 10), "kd.tau": Range(1, 20)}),
+            ("ps_kd+ipwd", {"ps_kd.alpha": Range(0.1, 1, log=False)}),  # the plug-in has none
+        ],
+    )
+    def test_search_space(self, name, expected):
+        assert methods.search_space(MethodRef(name=name)) == expected
+
+    def test_search_space_of_a_plugin_counts(self, monkeypatch):
+        monkeypatch.setattr(
+            methods.PLUGINS["ipwd"], "search_space", {"power": Range(0.5, 2), "norm": ("sample", "none")}
+        )
+        found = methods.search_space(MethodRef(name="ps_kd+ipwd"))
+        assert found["ipwd.power"] == Range(0.5, 2)
+        assert found["ipwd.norm"] == ("sample", "none")
+
+    def test_only_the_first_has_a_weight_of_the_cross_entropy(self, monkeypatch):
+        monkeypatch.setattr(methods.METHODS["kd"], "search_space", {"gamma": Range(0.1, 1), "tau": Range(1, 20)})
+        for name, expected in (
+            ("kd", ["gamma", "tau"]),
+            ("kd+sp", ["kd.gamma", "kd.tau", "sp.beta"]),
+            ("sp+kd", ["sp.beta", "kd.tau"]),
+        ):
+            assert list(methods.search_space(MethodRef(name=name))) == expected
+        assert "kd.gamma" in methods.defaults(MethodRef(name="kd+sp"))
+        assert "kd.gamma" not in methods.defaults(MethodRef(name="sp+kd"))
+
+    @pytest.mark.parametrize(
+        ("name", "params", "expected"),
+        [
+            ("vanilla", {}, {}),
+            ("kd", {"tau": 2}, {"gamma": 0.1, "alpha": 0.9, "tau": 2.0}),
+            ("sp+kd", {"sp": {"beta": 5.0}}, {"sp.beta": 5.0, "kd.alpha": 1.0, "kd.tau": 4.0}),
+            (
+                "dkd+lskd",
+                {},
+                {"dkd.gamma": 1.0, "dkd.alpha": 9.0, "dkd.beta": 72.0, "dkd.tau": 2.0, "dkd.warmup": 1 / 12},
+            ),
+        ],
+    )
+    def test_defaults(self, name, params, expected):
+        assert methods.defaults(MethodRef(name=name, params=params)) == expected
+
+    def test_defaults_that_are_not_set_are_none(self):
+        found = methods.defaults(MethodRef(name="cid", params={"layers": [2, 1]}))
+        assert (found["init_epochs"], found["layers"]) == (None, [1, 2])
+
+    @pytest.mark.parametrize(
+        ("name", "params", "values", "expected"),
+        [
+            ("kd", {"tau": 2.0, "gamma": 0.5}, {"tau": 8.0, "alpha": 3.0}, {"tau": 8.0, "gamma": 0.5, "alpha": 3.0}),
+            ("sp+kd", {}, {"kd.tau": 8.0, "sp.beta": 1.0}, {"kd": {"tau": 8.0}, "sp": {"beta": 1.0}}),
+            ("sp+kd", {"kd": {"tau": 2.0, "alpha": 0.5}}, {"kd.tau": 8.0}, {"kd": {"tau": 8.0, "alpha": 0.5}}),
+            ("ps_kd+ipwd", {"ps_kd": {"tau": 2.0}}, {"ipwd.start": 0}, {"ps_kd": {"tau": 2.0}, "ipwd": {"start": 0}}),
+            ("kd", {"tau": 2.0}, {}, {"tau": 2.0}),
+        ],
+    )
+    def test_with_values(self, name, params, values, expected):
+        ref = MethodRef(name=name, params=params)
+        before = ref.model_dump()
+        assert methods.with_values(ref, values) == MethodRef(name=name, params=expected)
+        assert ref.model_dump() == before
+
+    @pytest.mark.parametrize(
+        ("name", "parameter", "expected"),
+        [
+            ("kd", "tau", False),
+            ("fitnet", "hint", True),
+            ("fitnet", "variant", False),
+            ("crd", "negatives", True),
+            ("crd", "replacement", False),
+            ("cid", "layers", False),
+            ("cid", "init_epochs", False),  # or a share of all epochs
+            ("fitnet+kd", "fitnet.hint", True),
+            ("ps_kd+ipwd", "ipwd.w_max", False),
+        ],
+    )
+    def test_whole(self, name, parameter, expected):
+        assert methods.whole(MethodRef(name=name), parameter) is expected
+
+    @pytest.mark.parametrize(
+        ("name", "parameter", "message"),
+        [
+            ("kd", "tua", r"^unknown parameter 'tua' at kd\. Did you mean 'tau'\? Known: alpha, gamma, tau\.$"),
+            ("kd", "kd.tau", r"^unknown parameter 'kd\.tau' at kd\. "),
+            ("vanilla", "tau", r"^unknown parameter 'tau' at vanilla\. "),
+            ("sp+kd", "tau", r"^unknown parameter 'tau' at sp\+kd\..* Known: kd\.alpha, kd\.tau, sp\.beta\.$"),
+            ("sp+kd", "kd.gamma", r"^unknown parameter 'kd\.gamma' at sp\+kd\. "),
+            ("ps_kd+ipwd", "ipwd.alpha", r"^unknown parameter 'ipwd\.alpha' at ps_kd\+ipwd\. "),
+        ],
+    )
+    def test_unknown_parameters_list_the_known(self, name, parameter, message):
+        for use in (methods.whole, lambda ref, key: methods.with_values(ref, {key: 1.0})):
+            with pytest.raises(ConfigError, match=message):
+                use(MethodRef(name=name), parameter)
+
+
+class TestBlindEpochs:
+    @pytest.mark.parametrize("name", [*NAMES, *WITH_KD])
+    def test_only_cid_has_any(self, name):
+        assert methods.blind_epochs(reference(name), 24) == (2 if name.startswith("cid") else 0)
+
+    @pytest.mark.parametrize(
+        ("name", "params", "expected"),
+        [
+            ("cid+sp", {"cid": {"init_epochs": 3}}, 3),
+            ("cid+sp", {"cid": {"inv": False, "init_epochs": 3}}, 0),
+            ("sp+cid", {"cid": {"inv": False, "init_epochs": 3}}, 0),
+        ],
+    )
+    def test_those_of_parts_are_the_first_ones(self, name, params, expected):
+        assert methods.blind_epochs(MethodRef(name=name, params=params), 24) == expected
+
+    @pytest.mark.parametrize("name", [*NAMES, *WITH_KD])
+    def test_what_predicts_learns_from_the_first_epoch_that_is_not_blind(self, name):
+        run, blind = Run(name), methods.blind_epochs(reference(name), EPOCHS)
+        own = [value for key, value in run.method.named_parameters() if key.endswith("classifier.weight")]
+        weight = own[0] if blind else run.student.head.weight
+        for epoch in range(1, blind + 2):
+            sum(run.train_epoch(epoch).values()).backward()
+            assert (weight.grad is not None) is (epoch > blind)
+        assert weight.grad.abs().sum() > 0
+
+
 class TestRegistry:
     def test_a_method_is_the_file_of_its_name(self):
         for name, cls in methods.METHODS.items():
