@@ -12,6 +12,9 @@ Settings = tuple[tuple[str, str], ...]  # (key, value), as printed
 Config = dict[str, str]  # key -> canonical JSON
 PARAMS = "params."
 TEACHERS = "teacher."
+SEARCHES = "search."
+STUDY = "study"
+SEARCHED = json.dumps("searched")  # stands for the values of a point, which differ from study to study
 UNKNOWN = json.dumps("unknown")  # how weights from elsewhere were trained; differs from nothing
 _SOURCES = "source."
 _PROBES = "probe."
@@ -24,15 +27,23 @@ _CONFIG = tuple(field.name for field in IDENTITY if field.name not in _PLACE | _
 
 def params_of(row: Row) -> Settings:
     """The full parameters of a trial's method."""
-    return tuple((key, short(json.dumps(value))) for key, value in _flat(json.loads(row["params"]), "").items())
+    return settings_of(row["params"])
+
+
+def settings_of(table: str) -> Settings:
+    """A table in JSON as (key, value), one for each value."""
+    return tuple((key, short(json.dumps(value))) for key, value in flat(json.loads(table)).items())
 
 
 def student_config(row: Row, networks: Mapping[str, Row]) -> Config:
     """The configuration of a student and of its teacher; of a student's probe, also of the student.
 
+    Of a point that a search found, it says what was searched and where instead of the values.
     networks: id -> row of what was trained, or brought, before the trial.
     """
-    return _own(row) | _params(row) | _teacher(row["teacher_id"], networks) | _source(row, networks)
+    own = {"student": json.dumps(row["student"]), **_own(row), **_params(row)}
+    config = own | _teacher(row["teacher_id"], networks) | _source(row, networks)
+    return config | _searched(row, config)
 
 
 def teacher_config(row: Row, networks: Mapping[str, Row]) -> Config:
@@ -71,14 +82,34 @@ def _own(row: Row) -> Config:
     own = {name: row[name] for name in _CONFIG}
     if row["probe"] is not None:
         del own["lr"]  # which is a result: the best of probe.lrs, seed by seed
-        own |= _flat(json.loads(row["probe"]), _PROBES)
+        own |= flat(json.loads(row["probe"]), _PROBES)
     return {key: json.dumps(value) for key, value in own.items()}
 
 
 def _params(row: Row) -> Config:
     if row["method"] == PUBLISHED:
         return {}
-    return {key: json.dumps(value) for key, value in _flat(json.loads(row["params"]), PARAMS).items()}
+    return {key: json.dumps(value) for key, value in flat(json.loads(row["params"]), PARAMS).items()}
+
+
+def _searched(row: Row, config: Config) -> Config:
+    """The searched keys of a configuration, and the search itself."""
+    if row["study"] is None:
+        return {}
+    space = json.loads(row["space"] or "{}")
+    search = {**flat(space), "objectives": row["objectives"], "seeds": row["seeds"]}
+    keys = [key for name in {**space, **json.loads(row["point"])} for key in _searched_keys(name, row, config)]
+    found = {key: json.dumps(value) for key, value in search.items()}
+    return {**dict.fromkeys(keys, SEARCHED), **_prefixed(SEARCHES, found), STUDY: json.dumps(row["study"])}
+
+
+def _searched_keys(name: str, row: Row, config: Config) -> list[str]:
+    """The keys of a configuration that a searched name decides; names of no parameter are about the architecture."""
+    head, _, tail = name.partition(".")
+    if head == "train":  # a teacher of the student's own architecture has its recipe
+        return [tail, f"{TEACHERS}{tail}"] if row["self_taught"] else [tail]
+    params = [key for key in config if f"{key}.".startswith(f"{PARAMS}{name}.")]
+    return params or ["student"]
 
 
 def _whole(row: Row) -> Config:
@@ -111,8 +142,9 @@ def _prefixed(prefix: str, config: Config) -> Config:
     return {f"{prefix}{key}": value for key, value in config.items()}
 
 
-def _flat(params: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in params.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A table of tables as one, its keys joined by dots."""
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found

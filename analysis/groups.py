@@ -1,16 +1,32 @@
 """Trials -> groups of repetitions: trials that differ in their seeds alone, and may be averaged."""
 
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from analysis.configuration import PARAMS, TEACHERS, UNKNOWN, Settings, printed, student_config, teacher_config
+from analysis.configuration import (
+    PARAMS,
+    SEARCHES,
+    STUDY,
+    TEACHERS,
+    UNKNOWN,
+    Config,
+    Settings,
+    printed,
+    settings_of,
+    student_config,
+    teacher_config,
+)
 from analysis.load import Row, Sweep, records
-from analysis.names import ONTO, method_order, natural_order
+from analysis.names import ONTO, method_order, natural_order, ordinal
+from analysis.stats import mean
 
+PLACE = "point"  # the setting that tells the place of a point that is not the best of its study
+ANY = "*"  # the student of a pair whose student is searched, as in a spec
 TEACHER = "teacher"  # the method name of the rows that show the teachers themselves, or their probes
 
 
@@ -28,6 +44,39 @@ class Column:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Study:
+    """The search of one cell of the grid, and what it has spent."""
+
+    id: str
+    dataset: str
+    method: str
+    column: Column  # its student is ANY where the points have several
+    searches: bool  # whether there is anything to search
+    points: int
+    trials: int  # that have ended, in whatever way; a point has one for each seed of its score
+    confirmed: int  # points
+
+    def order(self) -> tuple[Any, ...]:
+        """Sort key."""
+        return (natural_order(self.dataset), method_order(self.method), self.column.order(), self.id)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A point that a search chose, and that was trained again on all training images, with fresh seeds."""
+
+    study: Study
+    json: str  # {name: value}
+    score: float | None  # mean validation accuracy of its completed trials in the search, percent
+    place: int  # from 1: by that score among the confirmed points of the study with this student, then by age
+
+    @property
+    def values(self) -> Settings:
+        """(name, value) as printed."""
+        return settings_of(self.json)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Group:
     """Trials of one configuration, with different seeds."""
 
@@ -36,6 +85,7 @@ class Group:
     method: str
     settings: Settings  # the keys in which rows of this method differ within a cell
     trials: pd.DataFrame
+    point: Point | None = None  # None of trials that no search chose
 
     def values(self, key: str) -> list[float]:
         """A metric of the completed trials that have it."""
@@ -56,7 +106,8 @@ class _Item:
     dataset: str
     method: str
     columns: tuple[Column, ...]
-    config: Mapping[str, str]  # key -> canonical JSON
+    config: Config
+    point: Point | None = None
 
 
 def student_rows(sweep: Sweep) -> list[Row]:
@@ -70,12 +121,23 @@ def shown(row: Row) -> str:
     return row["dataset"] if row["source_id"] is None else f"{row['source_dataset']}{ONTO}{row['dataset']}"
 
 
+def group_studies(sweep: Sweep) -> list[Study]:
+    """The searches of a sweep."""
+    rows: dict[str, list[Row]] = defaultdict(list)
+    for row in (*records(sweep.searched), *records(sweep.trials)):
+        if row["study"] is not None:
+            rows[row["study"]].append(row)
+    return sorted((_study(key, same) for key, same in rows.items()), key=Study.order)
+
+
 def group_students(sweep: Sweep) -> list[Group]:
     """The groups of a sweep's students, and of their probes.
 
     Trials without a teacher, and those whose teacher is not the pair's, belong to every pair of their student.
+    The confirmed points of a study are groups of their own. The search, not the test set, places them: the settings of
+    all but its best tell their place.
     """
-    rows, networks = student_rows(sweep), _networks(sweep)
+    rows, networks, points = student_rows(sweep), _networks(sweep), _points(sweep)
     paired: dict[tuple[str, str], set[str]] = defaultdict(set)
     for row in rows:
         if _is_paired(row):
@@ -86,7 +148,9 @@ def group_students(sweep: Sweep) -> list[Group]:
         names: list[str | None] = [row["teacher"]] if _is_paired(row) else [*sorted(pairs)] or [None]
         columns = tuple(Column(teacher=name, student=row["student"], fraction=row["fraction"]) for name in names)
         config = student_config(row, networks)
-        items.append(_Item(row=row, dataset=shown(row), method=row["method"], columns=columns, config=config))
+        point = points.get((row["study"], row["point"]))
+        item = _Item(row=row, dataset=shown(row), method=row["method"], columns=columns, config=config, point=point)
+        items.append(item)
     return _group(items)
 
 
@@ -116,6 +180,45 @@ def group_teachers(sweep: Sweep, students: Iterable[Group]) -> list[Group]:
     )
 
 
+def _study(key: str, rows: list[Row]) -> Study:
+    searched = [row for row in rows if row["phase"] == "search"]
+    first, students = rows[0], {row["student"] for row in rows}
+    return Study(
+        id=key,
+        dataset=first["dataset"],
+        method=first["method"],
+        column=Column(
+            teacher=first["teacher"] if _is_paired(first) else None,
+            student=first["student"] if len(students) == 1 else ANY,
+            fraction=first["fraction"],
+        ),
+        searches=first["space"] != "{}",
+        points=len({row["point"] for row in searched}),
+        trials=len(searched),
+        confirmed=len({row["point"] for row in rows if row["phase"] != "search"}),
+    )
+
+
+def _points(sweep: Sweep) -> dict[tuple[str, str], Point]:
+    """The confirmed points by study and JSON."""
+    studies = {study.id: study for study in group_studies(sweep)}
+    scores: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for row in records(sweep.searched):
+        if row["status"] == "completed" and row["val_acc"] is not None:
+            scores[row["study"], row["point"]].append(row["val_acc"])
+    rivals: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
+    for row in records(sweep.trials):
+        if row["study"] is not None:
+            rivals[row["study"], row["student"]][row["point"]] = math.inf if row["number"] is None else row["number"]
+    found = {}
+    for (study, _), numbers in rivals.items():
+        means = {point: mean(scores[study, point]) for point in numbers}
+        ranked = sorted(numbers, key=lambda point: (-(means[point] or 0.0), numbers[point]))
+        for place, point in enumerate(ranked, start=1):
+            found[study, point] = Point(study=studies[study], json=point, score=means[point], place=place)
+    return found
+
+
 def _networks(sweep: Sweep) -> dict[str, Row]:
     return _by_id(sweep.trials) | _by_id(sweep.teachers)
 
@@ -140,12 +243,16 @@ def _group(items: list[_Item]) -> list[Group]:
 def _group_method(items: list[_Item]) -> list[Group]:
     """The groups of the items of one method on one data set."""
     keys = _varying(items)
+    if _merge_studies(items, keys):
+        keys.append(STUDY)
     shown = {key: printed({item.config.get(key) for item in items}) for key in keys}
-    buckets: dict[tuple[Settings, Column], list[Row]] = defaultdict(list)
+    buckets: dict[tuple[Settings, Column, Point | None], list[Row]] = defaultdict(list)
     for item in items:
         settings = tuple((key.replace(PARAMS, ""), shown[key][item.config.get(key)]) for key in keys)
+        if item.point is not None and item.point.place > 1:
+            settings += ((PLACE, f"{ordinal(item.point.place)} best"),)
         for column in item.columns:
-            buckets[settings, column].append(item.row)
+            buckets[settings, column, item.point].append(item.row)
     return [
         Group(
             dataset=items[0].dataset,
@@ -153,27 +260,39 @@ def _group_method(items: list[_Item]) -> list[Group]:
             method=items[0].method,
             settings=settings,
             trials=pd.DataFrame(rows, dtype=object),
+            point=point,
         )
-        for (settings, column), rows in buckets.items()
+        for (settings, column, point), rows in buckets.items()
     ]
+
+
+def _merge_studies(items: list[_Item], keys: list[str]) -> bool:
+    """Whether some cell has several studies, or a study and planned trials, that these keys do not tell apart."""
+    cells: dict[tuple[Any, ...], set[str | None]] = defaultdict(set)
+    for item in items:
+        for column in item.columns:
+            cells[column, *(item.config.get(key) for key in keys)].add(item.config.get(STUDY))
+    return any(len(studies) > 1 for studies in cells.values())
 
 
 def _varying(items: list[_Item]) -> list[str]:
     """The configuration keys of which some cell has more than one value.
 
-    A teacher's are compared among trials that have one: whether there is one follows from the method's parameters.
+    Those of a teacher or a search are compared among trials that have one: whether there is one follows from others.
     """
-    cells: dict[Column, list[Mapping[str, str]]] = defaultdict(list)
+    cells: dict[Column, list[Config]] = defaultdict(list)
     for item in items:
         for column in item.columns:
             cells[column].append(item.config)
-    taught = {
-        column: [config for config in configs if any(key.startswith(TEACHERS) for key in config)]
-        for column, configs in cells.items()
-    }
+    having = {prefix: [_with(prefix, configs) for configs in cells.values()] for prefix in (TEACHERS, SEARCHES)}
 
     def varies(key: str) -> bool:
-        compared = taught if key.startswith(TEACHERS) else cells
-        return any(len({config.get(key) for config in configs} - {UNKNOWN}) > 1 for configs in compared.values())
+        compared = next((having[prefix] for prefix in having if key.startswith(prefix)), cells.values())
+        return any(len({config.get(key) for config in configs} - {UNKNOWN}) > 1 for configs in compared)
 
-    return [key for key in dict.fromkeys(key for item in items for key in item.config) if varies(key)]
+    keys = dict.fromkeys(key for item in items for key in item.config if key != STUDY)
+    return [key for key in keys if varies(key)]
+
+
+def _with(prefix: str, configs: list[Config]) -> list[Config]:
+    return [config for config in configs if any(key.startswith(prefix) for key in config)]

@@ -25,6 +25,7 @@ class Section:
     sweep: Sweep
     leaderboard: list[Entry]
     tables: list[Table]  # none if no student has ended
+    searches: list[str]  # what the searches spent, a sentence or two for each data set
     epoch_figures: list[Figure]
     fraction_figures: list[Figure]
     provenance: Provenance
@@ -63,10 +64,12 @@ def _section(results: str, name: str) -> Section:
     groups = group_students(sweep)
     completed = sweep.trials[sweep.trials["status"] == "completed"]
     epochs = load_epochs(results, name, completed["trial_id"])
+    tables = [table for table in build_tables(sweep, MAIN) if table.rows]
     return Section(
         sweep=sweep,
         leaderboard=build_leaderboard(sweep),
-        tables=[table for table in build_tables(sweep, MAIN) if table.rows],
+        tables=tables,
+        searches=[text for text in map(cells.search, tables) if text],
         epoch_figures=epoch_figures(groups, epochs, name),
         fraction_figures=fraction_figures(groups, name),
         provenance=build_provenance(sweep),

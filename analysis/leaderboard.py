@@ -17,7 +17,7 @@ OTHERS = tuple(METRICS[key] for key in ("test_top5", "test_nll", "test_ece"))
 class Entry:
     """One configuration of one method. Accuracies in percent; None where no trial has a number."""
 
-    rank: int | None  # among the complete cells of its data set, pair and fraction
+    rank: int | None  # among the competing cells of its data set, pair and fraction
     dataset: str
     column: Column
     name: str
@@ -31,14 +31,14 @@ class Entry:
 
 
 def build_leaderboard(sweep: Sweep) -> list[Entry]:
-    """The entries by data set, pair and fraction, then by rank; those that are not complete come last."""
+    """The entries by data set, pair and fraction, then by rank; those that do not compete come last."""
     seeds = sweep_seeds(sweep)
     places: dict[tuple[str, Column], list[Group]] = defaultdict(list)
     for group in group_students(sweep):
         places[group.dataset, group.column].append(group)
     entries = []
     for _, groups in sorted(places.items(), key=lambda item: (item[0][0], item[0][1].order())):
-        cells = [build_cell(group, MAIN, seeds) for group in groups]
+        cells = [build_cell(group, MAIN, seeds[group.point is not None]) for group in groups]
         cells = [replace(cell, mark=mark) for cell, mark in zip(cells, marks(cells, MAIN), strict=True)]
         ranked = zip(groups, cells, rank(cells, MAIN), strict=True)
         entries += sorted((_entry(group, cell, place) for group, cell, place in ranked), key=_order)

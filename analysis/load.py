@@ -21,21 +21,47 @@ class Sweep:
     """What is known of one sweep."""
 
     name: str
-    trials: pd.DataFrame  # ended students and probes, the columns of sweeps.schema.TRIALS, None for null
+    trials: pd.DataFrame  # ended students and probes that are compared, the columns of TRIALS, None for null
+    searched: pd.DataFrame  # ended trials of searches, which choose and are not compared, same columns
     teachers: pd.DataFrame  # those and the assistants whose ids the trials name and that have a row, same columns
     spec: str | None  # text of its spec file
     under_way: int  # trials begun and not ended
 
+    @property
+    def replayed(self) -> int:
+        """How many trials returned the stored epochs of others: of a simulated search."""
+        return int(self.trials["replayed"].count() + self.searched["replayed"].count())
+
     def status(self) -> str:
-        """One sentence on how far the sweep is, e.g. `no completed trial yet: 3 under way`."""
-        counts = self.trials["status"].value_counts()
-        parts = [f"{counts[name]} {name}" for name in ("failed", "diverged", "stopped") if name in counts]
+        """How far the sweep is, and whether it was simulated, e.g. `no completed trial yet: 3 under way`."""
+        found = [_searches(self.searched)] if len(self.searched) else []
+        problems = _counted(self.trials, ("failed", "diverged", "stopped"))
         if self.under_way:
-            parts.append(f"{self.under_way} under way")
-        completed = int(counts.get("completed", 0))
-        if completed:
-            return ", ".join([f"{completed} completed", *parts])
-        return "no completed trial yet" + (f": {', '.join(parts)}" if parts else "")
+            problems.append(f"{self.under_way} under way")
+        if completed := _counted(self.trials, ("completed",)):
+            found += [*completed, *problems]
+        elif found and not len(self.trials):
+            found += problems
+        else:
+            found.append("no completed trial yet" + (f": {', '.join(problems)}" if problems else ""))
+        return "; ".join([", ".join(found), *self._unconfirmed(), *self._simulated()])
+
+    def _unconfirmed(self) -> Iterable[str]:
+        """What is not compared yet, and where it can be seen."""
+        studies = set(self.searched["study"])
+        missing = studies - set(self.trials["study"])
+        if missing:
+            what = (
+                f"{len(missing)} of {len(studies)} studies not confirmed" if len(self.trials) else "nothing to compare"
+            )
+            yield f"{what} yet, kd-report search RESULTS shows the search"
+
+    def _simulated(self) -> Iterable[str]:
+        total = len(self.trials) + len(self.searched)
+        if self.replayed == total and total:
+            yield "simulated: replays stored epochs, nothing was trained"
+        elif self.replayed:
+            yield f"simulated in part: {self.replayed} of {total} trials replay stored epochs"
 
 
 def resolve(path: str) -> tuple[str, list[str]]:
@@ -66,14 +92,27 @@ def load(results: str, name: str) -> Sweep:
         *trials["source_id"].dropna(),
         *(key for keys in trials["assistant_ids"].dropna() for key in keys),
     }
+    search = trials["phase"] == "search"
     spec = store.read_bytes("spec.toml")
     return Sweep(
         name=name,
-        trials=trials[trials["role"] != "teacher"].reset_index(drop=True),
+        trials=trials[~search & (trials["role"] != "teacher")].reset_index(drop=True),
+        searched=trials[search].reset_index(drop=True),
         teachers=_teachers(results, ids, trials),
         spec=None if spec is None else spec.decode(errors="replace"),
         under_way=len(begun - set(trials["trial_id"])),
     )
+
+
+def _searches(searched: pd.DataFrame) -> str:
+    """E.g. `48 search trials (30 completed, 18 stopped)`."""
+    counts = ", ".join(_counted(searched, ("completed", "stopped", "failed", "diverged")))
+    return f"{len(searched)} search trial{'s' if len(searched) > 1 else ''} ({counts})"
+
+
+def _counted(trials: pd.DataFrame, names: Iterable[str]) -> list[str]:
+    counts = trials["status"].value_counts()
+    return [f"{counts[name]} {name}" for name in names if name in counts]
 
 
 def _teachers(results: str, ids: set[str], trials: pd.DataFrame) -> pd.DataFrame:

@@ -113,6 +113,12 @@ def images_name(dataset: str, fraction: float) -> str:
     return f"{fraction_name(fraction)} of {dataset_name(target)}{probes}"
 
 
+def ordinal(place: int) -> str:
+    """2 -> `2nd`."""
+    ending = "th" if 10 < place % 100 < 14 else {1: "st", 2: "nd", 3: "rd"}.get(place % 10, "th")
+    return f"{place}{ending}"
+
+
 def fraction_name(fraction: float) -> str:
     """0.2 -> `20 %`."""
     return f"{100 * fraction:g} %"

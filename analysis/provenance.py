@@ -45,7 +45,7 @@ class Provenance:
 
 def build_provenance(sweep: Sweep) -> Provenance:
     """What the rows of a sweep and of its teachers say about their origin."""
-    rows = records(sweep.trials)
+    rows = [*records(sweep.trials), *records(sweep.searched)]
     return Provenance(
         facts=tuple(_facts(sweep, rows)) if rows else (("Trials", sweep.status()),),
         teachers=tuple(_teachers(rows, records(sweep.teachers))),
@@ -54,9 +54,12 @@ def build_provenance(sweep: Sweep) -> Provenance:
 
 
 def core_hours(rows: Iterable[Row]) -> float:
-    """Sum of CPUs times hours of training; of a trial that did not complete, of its last run."""
+    """Sum of CPUs times hours of training; of a trial whose time is not known, of its last run.
+
+    Trials that replayed stored epochs trained nothing.
+    """
     seconds = 0.0
-    for row in rows:
+    for row in (row for row in rows if row["replayed"] is None):
         trained = row["train_seconds"]
         if trained is None:
             trained = (row["ended_at"] - row["started_at"]).total_seconds()
@@ -75,7 +78,9 @@ def _facts(sweep: Sweep, rows: list[Row]) -> Iterable[tuple[str, str]]:
     yield "Devices", _distinct(row["device"] for row in rows)
     yield "First start", _time(min(row["started_at"] for row in rows))
     yield "Last end", _time(max(row["ended_at"] for row in rows))
-    yield "Core-hours", f"{core_hours(rows):,.2f} (CPUs × time of training)"
+    search = core_hours(row for row in rows if row["phase"] == "search")
+    share = f", {search:,.2f} of them for the search" if len(sweep.searched) else ""
+    yield "Core-hours", f"{core_hours(rows):,.2f}{share} (CPUs × time of training)"
 
 
 def _commit(commit: str | None) -> str:
@@ -105,17 +110,20 @@ def _training(row: Row) -> str:
     if row["method"] == PUBLISHED:
         return f"weights from {json.loads(row['params'])['source']}"
     data = f"{dataset_name(row['dataset'])}, {fraction_name(row['fraction'])}"
+    held_out = f", {row['val_size']:,} images held out" if row["val_size"] else ""
     how = "" if row["method"] == "vanilla" else f", {row_name(row['method'], params_of(row))}"
-    return f"{data}, {row['epochs']} epochs, seed {row['seed']}{how}"
+    return f"{data}{held_out}, {row['epochs']} epochs, seed {row['seed']}{how}"
 
 
 def _failure(row: Row) -> Failure:
     student = model_name(row["student"])
     pair = f"{model_name(row['teacher'])} → {student}" if row["teacher"] else student
     data = "" if row["source_id"] is None else f"{dataset_name(shown(row))}, "
+    searched = f", search point {row['number']}" if row["phase"] == "search" else ""
+    place = f"{pair}, {data}{fraction_name(row['fraction'])}, seed {row['seed']}{searched}"
     return Failure(
         id=row["trial_id"],
-        what=f"{row_name(row['method'], ())}, {pair}, {data}{fraction_name(row['fraction'])}, seed {row['seed']}",
+        what=f"{row_name(row['method'], ())}, {place}",
         status=row["status"],
         error=_last_line(row["error_type"] or "", row["error"] or ""),
         epochs_done=row["epochs_done"],

@@ -9,6 +9,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from analysis.configuration import flat
 from analysis.groups import TEACHER, Group
 from analysis.load import Row, records
 from analysis.metrics import Metric
@@ -175,9 +176,17 @@ def _has_papers_params(row: Row) -> bool:
         return False
     params = json.loads(row["params"])
     weights = _CID_WEIGHTS.get((row["teacher"], row["student"])) if row["dataset"] == "cifar100" else None
-    if row["method"] == "cid" and weights and (params["alpha"], params["beta"]) != weights:
-        return False
-    return _agrees(params, _PARAMS[row["method"]])
+    wanted = {**_PARAMS[row["method"]]}
+    if row["method"] == "cid" and weights:
+        wanted |= dict(zip(("alpha", "beta"), weights, strict=True))
+    return _agrees(params, wanted) and not _chosen(row, params) - flat(wanted).keys()
+
+
+def _chosen(row: Row, params: Mapping[str, Any]) -> set[str]:
+    """The parameters that a search chose, and those of the recipe that papers leave open."""
+    point = json.loads(row["point"] or "{}")
+    recipe = {f"train.{name}" for name in (*_RECIPE, "lr")}
+    return {name for name in point if name in flat(params) or (name.startswith("train.") and name not in recipe)}
 
 
 def _agrees(found: Any, wanted: Any) -> bool:

@@ -6,16 +6,27 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from analysis.configuration import Settings
-from analysis.groups import TEACHER, Column, Group, group_students, group_teachers, student_rows
+from analysis.groups import (
+    PLACE,
+    TEACHER,
+    Column,
+    Group,
+    Point,
+    Study,
+    group_students,
+    group_studies,
+    group_teachers,
+    student_rows,
+)
 from analysis.load import Sweep, records
 from analysis.metrics import Metric
-from analysis.names import method_name
+from analysis.names import ONTO, method_name
 from analysis.published import Published, published
 from analysis.stats import mean, sample_std
 
 
 class Mark(StrEnum):
-    """The place of a cell among the complete cells of its column."""
+    """The place of a cell among the competing cells of its column."""
 
     NONE = ""
     BEST = "best"
@@ -32,9 +43,10 @@ class Cell:
     n_failed: int = 0
     n_diverged: int = 0
     n_stopped: int = 0
-    n_missing: int = 0  # seeds that other cells of the sweep have
+    n_missing: int = 0  # seeds that other cells of the sweep have, of planned trials or of confirmed points
     mark: Mark = Mark.NONE
     published: tuple[Published, ...] = ()
+    point: Point | None = None  # that a search chose; None of planned trials
 
     @property
     def n_wanted(self) -> int:
@@ -45,6 +57,14 @@ class Cell:
     def complete(self) -> bool:
         """Whether every trial that is wanted has a value."""
         return self.mean is not None and self.n == self.n_wanted
+
+    @property
+    def competes(self) -> bool:
+        """Whether the cell is complete and, of a searched method, shows the point that did best in the search.
+
+        If all confirmed points competed, a method would be chosen by the test set, the more so the more it confirms.
+        """
+        return self.complete and (self.point is None or self.point.place == 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +80,25 @@ class TableRow:
         """The display name, e.g. `KD (lr=0.1)`."""
         return row_name(self.method, self.settings)
 
+    @property
+    def base_name(self) -> str:
+        """The display name without the place of a point."""
+        return row_name(self.method, tuple(setting for setting in self.settings if setting[0] != PLACE))
+
+    @property
+    def searched(self) -> bool:
+        """Whether a search chose what is shown."""
+        return any(cell.point for cell in self.cells)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """The confirmed points of one study in a table, and where they stand."""
+
+    name: str  # of the method
+    columns: tuple[Column, ...]
+    points: tuple[Point, ...]  # by place
+
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
@@ -72,11 +111,36 @@ class Table:
     columns: tuple[Column, ...] = ()
     rows: tuple[TableRow, ...] = ()
     notes: tuple[str, ...] = ()  # of the published numbers, in order of appearance
+    studies: tuple[Study, ...] = ()  # the searches on the data set, confirmed or not
+    replayed: int = 0  # trials of the sweep that replayed stored epochs
 
     @property
     def fractions(self) -> tuple[float, ...]:
         """The distinct fractions of the columns."""
         return tuple(sorted({column.fraction for column in self.columns}))
+
+    @property
+    def unsearched(self) -> tuple[str, ...]:
+        """The methods without a search, or with nothing to search; teachers apart."""
+        planned = [row.method for row in self.rows if row.method != TEACHER and not row.searched]
+        fixed = [study.method for study in self.studies if not study.searches]
+        return tuple(dict.fromkeys([*planned, *fixed]))
+
+    @property
+    def chosen(self) -> tuple[Chosen, ...]:
+        """What the searches chose, by row and column."""
+        found: dict[tuple[str, Point], list[Column]] = {}
+        for row in self.rows:
+            for column, cell in zip(self.columns, row.cells, strict=True):
+                if cell.point is not None:
+                    found.setdefault((row.base_name, cell.point), []).append(column)
+        studies: dict[tuple[str, str, tuple[Column, ...]], list[Point]] = {}
+        for (name, point), columns in found.items():
+            studies.setdefault((name, point.study.id, tuple(columns)), []).append(point)
+        return tuple(
+            Chosen(name=name, columns=columns, points=tuple(sorted(points, key=lambda point: point.place)))
+            for (name, _, columns), points in studies.items()
+        )
 
 
 def row_name(method: str, settings: Settings) -> str:
@@ -85,12 +149,17 @@ def row_name(method: str, settings: Settings) -> str:
     return f"{method_name(method)} ({keys})" if keys else method_name(method)
 
 
+def equal_budgets(studies: Iterable[Study]) -> bool:
+    """Whether all studies that search anything have tried as many points, in as many trials."""
+    return len({(study.points, study.trials) for study in studies if study.searches}) < 2
+
+
 def build_tables(sweep: Sweep, metric: Metric) -> list[Table]:
     """A table for each data set of the sweep; one without a data set if no student has ended."""
     students = group_students(sweep)
     groups = [*group_teachers(sweep, students), *students]
     if not groups:
-        return [Table(sweep=sweep.name, metric=metric, status=sweep.status())]
+        return [Table(sweep=sweep.name, metric=metric, status=sweep.status(), replayed=sweep.replayed)]
     datasets = dict.fromkeys(group.dataset for group in groups)
     return [_table(sweep, metric, [group for group in groups if group.dataset == name]) for name in datasets]
 
@@ -107,22 +176,23 @@ def build_cell(group: Group, metric: Metric, seeds: set[int]) -> Cell:
         n_diverged=ended["diverged"],
         n_stopped=ended["stopped"],
         n_missing=len(seeds - set(group.trials["seed"])),
+        point=group.point,
     )
 
 
 def rank(cells: Sequence[Cell], metric: Metric) -> list[int | None]:
-    """The rank of each complete cell from 1; equal as printed is equal in rank, None is not ranked."""
+    """The rank of each competing cell from 1; equal as printed is equal in rank, None is not ranked."""
     sign = 1 if metric.lower_is_better else -1
     scores = [sign * round(cell.mean, metric.decimals) if cell.mean is not None else 0.0 for cell in cells]
-    ranked = [score for score, cell in zip(scores, cells, strict=True) if cell.complete]
+    ranked = [score for score, cell in zip(scores, cells, strict=True) if cell.competes]
     return [
-        1 + sum(other < score for other in ranked) if cell.complete else None
+        1 + sum(other < score for other in ranked) if cell.competes else None
         for score, cell in zip(scores, cells, strict=True)
     ]
 
 
 def marks(cells: Sequence[Cell], metric: Metric) -> list[Mark]:
-    """Best and second of competing cells; none where fewer than two are complete."""
+    """Best and second of these cells; none where fewer than two compete."""
     ranks = rank(cells, metric)
     if sum(place is not None for place in ranks) < 2:
         return [Mark.NONE] * len(cells)
@@ -130,33 +200,45 @@ def marks(cells: Sequence[Cell], metric: Metric) -> list[Mark]:
     return [names.get(place or 0, Mark.NONE) for place in ranks]
 
 
-def sweep_seeds(sweep: Sweep) -> set[int]:
-    """The seeds that any student of the sweep has. Teachers, and so their probes, have one of their own."""
-    return {row["seed"] for row in student_rows(sweep)}
+def sweep_seeds(sweep: Sweep) -> dict[bool, set[int]]:
+    """The seeds that any confirmed point of the sweep has (True), and any planned student (False).
+
+    Teachers, and so their probes, have one of their own.
+    """
+    seeds: dict[bool, set[int]] = {True: set(), False: set()}
+    for row in student_rows(sweep):
+        seeds[row["study"] is not None].add(row["seed"])
+    return seeds
 
 
 def _table(sweep: Sweep, metric: Metric, groups: list[Group]) -> Table:
     teachers = {str(row["trial_id"]): row for row in records(sweep.teachers)}
     columns = sorted(dict.fromkeys(group.column for group in groups), key=Column.order)
+    seeds = sweep_seeds(sweep)
     cells: dict[tuple[str, Settings], dict[Column, Cell]] = {}
+    empty: dict[tuple[str, Settings], Cell] = {}
     for group in groups:
-        seeds = set() if group.method == TEACHER else sweep_seeds(sweep)
-        cell = build_cell(group, metric, seeds)
-        row = cells.setdefault((group.method, group.settings), {})
-        row[group.column] = replace(cell, published=published(group, metric, teachers))
-    rows = []
-    for (method, settings), row in cells.items():
-        empty = Cell(n_missing=0 if method == TEACHER else len(sweep_seeds(sweep)))
-        rows.append(TableRow(method=method, settings=settings, cells=tuple(row.get(key, empty) for key in columns)))
+        key = group.method, group.settings
+        wanted = set() if group.method == TEACHER else seeds[group.point is not None]
+        cell = build_cell(group, metric, wanted)
+        cells.setdefault(key, {})[group.column] = replace(cell, published=published(group, metric, teachers))
+        empty[key] = Cell(n_missing=len(wanted))
+    rows = [
+        TableRow(method=key[0], settings=key[1], cells=tuple(row.get(column, empty[key]) for column in columns))
+        for key, row in cells.items()
+    ]
     rows = _marked(rows, metric)
+    dataset = groups[0].dataset
     return Table(
         sweep=sweep.name,
-        dataset=groups[0].dataset,
+        dataset=dataset,
         metric=metric,
         status=sweep.status(),
         columns=tuple(columns),
         rows=tuple(rows),
         notes=_notes(cell for row in rows for cell in row.cells),
+        studies=tuple(study for study in group_studies(sweep) if study.dataset == dataset.split(ONTO)[0]),
+        replayed=sweep.replayed,
     )
 
 

@@ -62,7 +62,7 @@ def measure() -> Iterable[Table]:
         start = time.perf_counter()
         todo = missing(spec, SPEC, expand(spec), retry_failed=False)
         planned = time.perf_counter()
-        run(todo, spec.run, Cost([]), Console(file=io.StringIO()), Nothing)
+        run(todo, spec.run, None, Cost([]), Console(file=io.StringIO()), Nothing)
         wall = time.perf_counter() - planned
         ended = sorted(Store(results, "nothing").read_trials()["ended_at"].to_pylist())
     assert len(ended) == TRIALS

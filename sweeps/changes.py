@@ -13,7 +13,8 @@ from sweeps.store import Store
 from sweeps.tables import Spec
 from sweeps.words import count
 
-FREE = ("run", "sweep.cites", "data.root", "data.download")  # keys that are no part of any trial
+# Keys that are no part of any trial; what a search varies is compared on its own.
+FREE = ("run", "sweep.cites", "data.root", "data.download", "search", "scheduler", "confirm")
 
 
 def check(spec: Spec, text: str, plan: Plan, store: Store) -> None:
@@ -24,6 +25,8 @@ def check(spec: Spec, text: str, plan: Plan, store: Store) -> None:
     were other trials then: a method's version may have been raised since, which is no change of the spec.
     """
     ended = store.ids("trials")
+    if plan.studies:  # rows of a search are known by their study
+        ended |= {key for key in store.read_trials().column("study").to_pylist() if key is not None}
     for name in sorted(store.ids("specs")):
         before = _stored(store, name, "toml")
         if before == text or not ended or not _lost(_remembered(store, name), plan, ended):
@@ -38,17 +41,22 @@ def check(spec: Spec, text: str, plan: Plan, store: Store) -> None:
 def remember(text: str, plan: Plan, store: Store) -> None:
     """Keep the spec that the sweep is run with, as spec.toml and beside the earlier ones, and its cells."""
     name = sha256(text)[:16]
-    cells = [[canonical(cell.axes), cell.trial_id] for cell in plan.cells]
     store.write_bytes(text.encode(), "spec.toml")
-    store.write_bytes(json.dumps(cells).encode(), "specs", f"{name}.json")
+    store.write_bytes(json.dumps(_cells(plan)).encode(), "specs", f"{name}.json")
     store.write_bytes(text.encode(), "specs", f"{name}.toml")
+
+
+def _cells(plan: Plan) -> list[tuple[str, str]]:
+    """The cells and the studies of a plan: axes as JSON, and id."""
+    cells = [(canonical(cell.axes), cell.trial_id) for cell in plan.cells]
+    return cells + [(canonical(study.axes), study.id) for study in plan.studies]
 
 
 def _lost(cells: Iterable[tuple[str, str]] | None, plan: Plan, ended: Set[str]) -> set[str]:
     """The trials that have ended and are no longer those of their axes; `cells`: axes as JSON, and trial id."""
     now: dict[str, set[str]] = defaultdict(set)  # several where teachers that are probed differ in what is no axis
-    for cell in plan.cells:
-        now[canonical(cell.axes)].add(cell.trial_id)
+    for axes, key in _cells(plan):
+        now[axes].add(key)
     if cells is None:
         return set(ended)  # nothing is known
     return {key for axes, key in cells if key in ended and key not in now.get(axes, {key})}
@@ -67,7 +75,7 @@ def _stored(store: Store, name: str, suffix: str) -> str:
 
 def _planned(text: str, path: str) -> list[tuple[str, str]]:
     try:
-        return [(canonical(cell.axes), cell.trial_id) for cell in expand(parse_text(text, path)).cells]
+        return _cells(expand(parse_text(text, path)))
     except ConfigError as error:
         raise ConfigError(
             f"the sweep was run with a spec that this version cannot read, {path}: {error} "

@@ -12,10 +12,11 @@ import typer
 from rich.console import Console
 
 from kdtrain.config import ConfigError
-from sweeps import changes, plan, show, spec
-from sweeps.job import Missing, missing, source_of
+from sweeps import changes, plan, replay, show, spec
+from sweeps.job import Missing, asked, missing, source_of
 from sweeps.published import bring
 from sweeps.schema import Status
+from sweeps.searches import searches
 from sweeps.store import TEACHERS, Store, StoreError
 from sweeps.tables import Spec
 
@@ -49,6 +50,10 @@ def run_command(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Run failed and diverged trials again, too.")
     ] = False,
+    accept_space_change: Annotated[
+        bool,
+        typer.Option("--accept-space-change", help="Search on in a changed space, with the points that still fit it."),
+    ] = False,
 ) -> None:
     """Run the trials of SPEC that are missing. Stop it as you like: run it again and it goes on.
 
@@ -57,7 +62,7 @@ def run_command(
     console = Console(highlight=False, markup=False)
     try:
         planned = _load(spec_file, results)
-        failed = _run(planned[0], _prepare(planned, retry_failed), console)
+        failed = _run(planned[0], _prepare(planned, retry_failed, accept_space_change), console)
     except KeyboardInterrupt:
         console.print("interrupted: what has ended is stored; run the same command again to go on.", soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
@@ -82,13 +87,18 @@ def _load(path: Path, results: str | None) -> Planned:
     return loaded, text, plan.expand(loaded)
 
 
-def _prepare(planned: Planned, retry_failed: bool) -> Missing:
+def _prepare(planned: Planned, retry_failed: bool, accept_changes: bool) -> Missing:
     """All that can go wrong before anything starts: a changed spec, results that cannot be written, no data."""
     loaded, text, whole = planned
     own = Store(loaded.run.results, loaded.sweep.name)
     changes.check(loaded, text, whole, own)
-    todo = missing(loaded, text, whole, retry_failed)
-    if todo.jobs:
+    replay.check(loaded, own)
+    open_points = [job.asked for job in asked(own)]
+    found = searches(
+        loaded, whole, own, open_points, retry_failed=retry_failed, accept_changes=accept_changes, timed=True
+    )
+    todo = missing(loaded, text, whole, retry_failed, found)
+    if todo.trials:
         own.probe()
         Store(loaded.run.results, TEACHERS).probe()
         targets = {trial.data.model_dump_json(): trial.data for trial in whole.trials.values() if trial.probe}
@@ -113,12 +123,15 @@ def _bring(loaded: Spec, text: str, todo: Missing) -> Missing:
 def _run(loaded: Spec, todo: Missing, console: Console) -> bool:
     """Run what is missing; whether a trial could not be run."""
     blocked = todo.blocked
-    if todo.jobs:
+    if todo.trials:
         from sweeps.run import run  # imports Ray, which takes seconds
 
-        blocked = [*blocked, *run(todo, loaded.run, show.learned_cost(loaded), console)]
-    for by, count in Counter(other.by for other in blocked if other.job.role != "teacher").items():
-        trials = "1 trial was" if count == 1 else f"{count} trials were"
+        blocked = [*blocked, *run(todo, loaded.run, loaded.scheduler, show.learned_cost(loaded), console)]
+    lost: Counter[str] = Counter()
+    for other in blocked:
+        lost[other.by] += other.trials if other.job.role != "teacher" else 0
+    for by, n in lost.items():
+        trials = "1 trial was" if n == 1 else f"{n} trials were"
         console.print(f"{trials} not run, because the {by} failed.", soft_wrap=True)
     return bool(blocked)
 
@@ -127,10 +140,13 @@ def _report(planned: Planned, console: Console) -> bool:
     """Say how the trials of the plan ended; whether any failed."""
     loaded, _, whole = planned
     own, teachers = Store(loaded.run.results, loaded.sweep.name), Store(loaded.run.results, TEACHERS)
-    rows = own.read_trials(whole.trials).to_pylist()
-    counts = Counter(row["status"] for row in rows)
-    told = ", ".join(f"{counts[status]} {status}" for status in Status if counts[status]) or "none has ended"
-    console.print(f"{loaded.sweep.name}: {told}, of {len(whole.trials)} trials.", soft_wrap=True)
+    rows = own.read_trials(None if whole.studies else whole.trials).to_pylist()
+    phases = {"search": "search: ", "confirm": "confirmation: "} if whole.studies else {None: ""}
+    for phase, named in phases.items():
+        mine = [row["status"] for row in rows if row["phase"] == phase]
+        told = ", ".join(f"{mine.count(status)} {status}" for status in Status if status in mine) or "none has ended"
+        of = "" if whole.studies else f", of {len(whole.trials)} trials"
+        console.print(f"{loaded.sweep.name}: {named}{told}{of}.", soft_wrap=True)
     bad = [row for row in rows if row["status"] == Status.FAILED]
     bad += [row for row in teachers.read_trials(whole.teachers).to_pylist() if row["status"] != Status.COMPLETED]
     for row in bad:
@@ -140,6 +156,8 @@ def _report(planned: Planned, console: Console) -> bool:
     if bad:
         console.print("kd-sweep run --retry-failed runs failed and diverged trials again.", soft_wrap=True)
     console.print(f"table: kd-report table {own.url}", soft_wrap=True)
+    if whole.studies:
+        console.print(f"search: kd-report search {own.url}", soft_wrap=True)
     return bool(bad)
 
 

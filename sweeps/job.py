@@ -1,13 +1,19 @@
 """What a sweep still has to do: its plan minus what the store has."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
+from pydantic import Field
+
+from kdtrain.build import trial_id
 from kdtrain.config import Frozen, MethodRef, TrialConfig, Where
 from sweeps import rows
 from sweeps.plan import Plan, requirements
 from sweeps.published import Published, is_measured
 from sweeps.schema import Status
+from sweeps.searches import Search
 from sweeps.spec import absolute, sha256
 from sweeps.spec import where as spec_where
 from sweeps.store import TEACHERS, Store
@@ -29,7 +35,8 @@ def describe_teacher(trial: TrialConfig) -> str:
         return f"assistant {trial.student} of {trial.teacher.model} fraction {trial.data.fraction:g}"
     how = "" if trial.method.name == "vanilla" else f" by {_method(trial.method)}"
     images = "" if trial.data.fraction == 1 else f" fraction {trial.data.fraction:g}"
-    return f"teacher {trial.student}{how}{images}"
+    held_out = f" without {trial.data.val_size} held-out images" if trial.data.val_size else ""
+    return f"teacher {trial.student}{how}{images}{held_out}"
 
 
 def _method(ref: MethodRef) -> str:
@@ -46,6 +53,10 @@ class Job(Frozen):
     results: str
     source: dict[str, str]  # sweep, spec_sha256, git_commit
     keeps_weights: bool  # whether the weights of its student are stored
+    searched: dict[str, Any] = Field(
+        default_factory=dict
+    )  # the search columns of its row; empty of a trial that a grid planned
+    replay: str | None = None  # the sweep whose stored epochs are returned instead of training
 
     @property
     def key(self) -> str:
@@ -55,12 +66,24 @@ class Job(Frozen):
     @property
     def requirements(self) -> frozenset[str]:
         """The ids of what must be trained before."""
-        return frozenset(requirements(self.trial))
+        return frozenset() if self.replay else frozenset(requirements(self.trial))
 
     @property
     def label(self) -> str:
         """The trial in a few words."""
-        return describe_teacher(self.trial) if self.role == "teacher" else describe(self.trial)
+        if self.role == "teacher":
+            return describe_teacher(self.trial)
+        return describe(self.trial) if self.searched.get("phase") != "confirm" else f"confirm {describe(self.trial)}"
+
+    @property
+    def is_search(self) -> bool:
+        """Whether it is a point of a search, not yet a confirmation."""
+        return self.searched.get("phase") == "search"
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """A point of a search under way as a row without a status."""
+        return {**self.searched, "trial_id": self.id, "seed": self.trial.seed, "status": None}
 
     @property
     def store(self) -> Store:
@@ -74,6 +97,11 @@ class Blocked:
 
     job: Job
     by: str  # the one that failed, in a few words
+    trials: int = 1  # of a search: all that it would still have run
+
+
+ASKED = "asked"  # folder of the jobs of points under way: a search that was killed goes on with them
+Maker = Callable[..., Job]  # (role, trial, searched={}) -> its job
 
 
 @dataclass(frozen=True)
@@ -84,7 +112,16 @@ class Missing:
     published: list[Published]  # teachers with weights from elsewhere that are not measured yet
     trained: set[str]  # ids of teachers, and of students that are probed, whose weights are stored
     blocked: list[Blocked]  # by trials that failed in an earlier run
-    done: int  # trials of the plan that have ended
+    done: int  # trials of the plan that have ended, points of searches and confirmations among them
+    searches: list[Search]  # the studies of the plan; jobs of points and confirmations are made from them
+    maker: Maker
+    retry_failed: bool
+    replays: bool  # whether stored epochs are returned and nothing is trained, so that nothing is needed before
+
+    @property
+    def trials(self) -> int:
+        """How many trials there are to run, at most."""
+        return len(self.jobs) + sum(search.trials_left for search in self.searches)
 
 
 def blocked_by(failed: Mapping[str, str], jobs: Iterable[Job]) -> list[Blocked]:
@@ -97,9 +134,19 @@ def blocked_by(failed: Mapping[str, str], jobs: Iterable[Job]) -> list[Blocked]:
     return blocked
 
 
-def missing(spec: Spec, text: str, plan: Plan, retry_failed: bool) -> Missing:
-    """Subtract what the store has from the plan. With `retry_failed`, failed and diverged trials count as missing."""
+def asked(store: Store) -> list[Job]:
+    """The trials of searches that were handed out and have no row yet."""
+    files = (store.read_bytes(ASKED, f"{key}.json") for key in store.ids(ASKED) - store.ids("trials"))
+    return [Job.model_validate_json(data) for data in files if data is not None]  # None: it has ended meanwhile
+
+
+def missing(spec: Spec, text: str, plan: Plan, retry_failed: bool, found: list[Search] | None = None) -> Missing:
+    """Subtract what the store has from the plan. With `retry_failed`, failed and diverged trials count as missing.
+
+    found: the searches of the plan, if it has any.
+    """
     own, teachers = Store(spec.run.results, spec.sweep.name), Store(spec.run.results, TEACHERS)
+    searches = found or []
     ended, ended_teachers = _ended(own, plan.trials, retry_failed), _ended(teachers, plan.teachers, retry_failed)
     # A network whose weights are gone is trained again where others need it. Where a student is the same trial as a
     # teacher, the teacher's weights count: its own may come later.
@@ -114,16 +161,30 @@ def missing(spec: Spec, text: str, plan: Plan, retry_failed: bool) -> Missing:
     trained = {key for key, status in statuses.items() if status == Status.COMPLETED and key in stored}
     measured = [teacher for teacher in plan.published.values() if is_measured(teacher, own, teachers)]
     trained |= {teacher.ref.id for teacher in measured}
-    jobs = _jobs(spec, text, plan, todo, _absent(todo.values(), plan, over), probed)
+    make = maker(spec, text, probed)
+    needed = [*todo.values(), *(trial for search in searches for trial in search.examples)]
+    absent = [] if spec.run.replay else _absent(needed, plan, over)
+    jobs = [make("teacher", plan.teachers[key]) for key in absent]
+    jobs += [make("student", trial) for trial in todo.values() if trial.probe is None]
+    jobs += [make("probe", trial) for trial in todo.values() if trial.probe is not None]
     failed = [key for key, status in statuses.items() if status != Status.COMPLETED]
     blocked = blocked_by({key: _described(plan, key) for key in failed}, jobs)
     out = {other.job.id for other in blocked}
+    # A study whose teacher failed asks for nothing.
+    dead = [search for search in searches if search.study.requirements & set(failed) and search.trials_left]
+    for search in dead:
+        by = _described(plan, min(search.study.requirements & set(failed)))
+        blocked.append(Blocked(make("student", search.study.example), by, search.trials_left))
     return Missing(
         jobs=[other for other in jobs if other.id not in out],
         published=[teacher for teacher in plan.published.values() if teacher not in measured],
         trained=trained,
         blocked=blocked,
-        done=len(plan.trials.keys() - todo.keys()),
+        done=len(plan.trials.keys() - todo.keys()) + sum(search.done for search in searches),
+        searches=[search for search in searches if search not in dead],
+        maker=make,
+        retry_failed=retry_failed,
+        replays=spec.run.replay is not None,
     )
 
 
@@ -143,21 +204,23 @@ def source_of(spec: Spec, text: str) -> dict[str, str]:
     return {"sweep": spec.sweep.name, "spec_sha256": sha256(text), "git_commit": rows.git_commit()}
 
 
-def _jobs(
-    spec: Spec, text: str, plan: Plan, todo: Mapping[str, TrialConfig], teachers: Iterable[str], probed: Collection[str]
-) -> list[Job]:
-    """The jobs of teachers, students and probes. `probed`: ids of networks that a probe of the plan takes."""
+def maker(spec: Spec, text: str, probed: Collection[str]) -> Maker:
+    """What makes the jobs of a sweep. `probed`: ids of networks that a probe of the plan takes."""
     source = source_of(spec, text)
     # The driver has fetched the images.
     where, results = spec_where(spec).model_copy(update={"download": False}), absolute(spec.run.results)
 
-    def job(role: str, key: str, trial: TrialConfig) -> Job:
-        keeps = role == "teacher" or (role == "student" and (spec.run.keep_weights or key in probed))
-        return Job(id=key, role=role, trial=trial, where=where, results=results, source=source, keeps_weights=keeps)
+    def job(role: str, trial: TrialConfig, searched: Mapping[str, Any] = MappingProxyType({})) -> Job:
+        key = trial_id(trial)
+        # Of a search the weights of the winners.
+        wanted = spec.run.keep_weights and searched.get("phase") != "search"
+        keeps = role == "teacher" or (role == "student" and (wanted or key in probed))
+        return Job(
+            id=key, role=role, trial=trial, where=where, results=results, source=source,
+            keeps_weights=keeps and not spec.run.replay, searched=dict(searched), replay=spec.run.replay,
+        )  # fmt: skip
 
-    jobs = [job("teacher", key, plan.teachers[key]) for key in teachers]
-    jobs += [job("student", key, trial) for key, trial in todo.items() if trial.probe is None]
-    return jobs + [job("probe", key, trial) for key, trial in todo.items() if trial.probe is not None]
+    return job
 
 
 def _absent(trials: Iterable[TrialConfig], plan: Plan, over: Collection[str]) -> list[str]:

@@ -12,28 +12,47 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from sweeps.job import Job
+from sweeps.cost import Cost
+from sweeps.job import Job, Missing
 from sweeps.schema import Status
 from sweeps.words import count, duration
 
 LINE_SECONDS = 60.0
 
 
+def weights(todo: Missing, cost: Cost) -> dict[str, float]:
+    """All trials to run by key, with weights proportional to the time that they are thought to take.
+
+    Those that searches have yet to choose count as the examples of their studies; their keys are `PHASE STUDY NUMBER`.
+    """
+    kinds = {"search": lambda search: search.search_trials_left, "confirm": lambda search: search.confirmations_left}
+    examples = {
+        (phase, search.study.id): (todo.maker("student", trial), kinds[phase](search))
+        for search in todo.searches
+        for phase, trial in (("search", search.study.example), ("confirm", search.study.confirmation))
+        if trial is not None
+    }
+    every = cost.weights([*todo.jobs, *(job for job, _ in examples.values())])
+    found = {job.key: every[job.key] for job in todo.jobs}
+    for (phase, study), (job, n) in examples.items():
+        found |= {f"{phase} {study} {i}": every[job.key] for i in range(n)}
+    return found
+
+
 class Progress(Callback):
     """Follows Tune's trials: results hold `epoch`, `epochs` (of all stages) and perhaps `acc`.
 
     `jobs`: Tune's trial ids to jobs, filled by the searcher.
-    `todo`: the keys of all jobs to run with their weights, proportional to the time they are thought to take.
-    `teachers`: those of them that are teachers'. `done`: how many trials earlier runs had finished.
+    `todo`: see `weights`; a trial that a search has chosen takes the place of one that was to be chosen.
+    `teachers`: the keys of those that are teachers'. `done`: how many trials earlier runs had finished.
     """
 
     def __init__(
         self, console: Console, jobs: Mapping[str, Job], todo: Mapping[str, float], teachers: Set[str], done: int
     ) -> None:
-        self.console, self.jobs, self.todo, self.teachers, self.before = console, jobs, todo, teachers, done
+        self.console, self.jobs, self.todo, self.teachers, self.before = console, jobs, dict(todo), set(teachers), done
         self.ended: dict[str, str] = {}  # job key to status
         self.running: dict[str, tuple[Job, dict[str, Any]]] = {}  # job key to its last result
-        self.store_error: str | None = None
         self.dead: set[str] = set()  # keys of jobs whose workers died too often
         self.start = self._line = time.monotonic()
         self._live = Live(get_renderable=self.render, console=console, refresh_per_second=2, transient=True)
@@ -53,6 +72,7 @@ class Progress(Callback):
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial begins in a worker."""
         if job := self.jobs.get(trial.trial_id):  # else the worker idles
+            self._place(job)
             self.running[job.key] = (job, {"epoch": 0, "epochs": job.trial.train.epochs})
 
     def on_trial_result(
@@ -62,11 +82,16 @@ class Progress(Callback):
         job = self.jobs.get(trial.trial_id)
         if job is None:
             return
-        self.store_error = self.store_error or result.get("store_error")
         if "status" in result:
             self._end(job, result["status"])
         elif "epoch" in result:
             self.running[job.key] = (job, result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A trial has ended; where it did not say so itself, a scheduler has stopped it."""
+        job = self.jobs.get(trial.trial_id)
+        if job is not None and job.key in self.running:
+            self._end(job, Status.STOPPED)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial's worker died too often."""
@@ -95,6 +120,16 @@ class Progress(Callback):
         for job, result in self.running.values():
             rows.add_row("", job.label, _state(result))
         return Group(head, rows)
+
+    def _place(self, job: Job) -> None:
+        """Count a trial that was not planned: a search has chosen it, or it is the teacher of one."""
+        if job.key in self.todo:
+            return
+        chosen = f"{job.searched.get('phase')} {job.searched.get('study')} "
+        stand_in = next((key for key in self.todo if key.startswith(chosen)), None)
+        self.todo[job.key] = 0.0 if stand_in is None else self.todo.pop(stand_in)
+        if job.role == "teacher":
+            self.teachers.add(job.key)
 
     def _end(self, job: Job, status: str) -> None:
         self.running.pop(job.key, None)

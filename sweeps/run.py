@@ -22,39 +22,50 @@ from ray import tune
 from rich.console import Console
 
 from kdtrain.config import ConfigError
-from sweeps import rows
 from sweeps.cost import Cost
+from sweeps.ended import end
 from sweeps.job import Blocked, Job, Missing
-from sweeps.progress import Progress
+from sweeps.progress import Progress, weights
+from sweeps.scheduler import StudySchedulers
 from sweeps.schema import Status
-from sweeps.search import PlannedSearch
+from sweeps.search import SweepSearch
 from sweeps.store import StoreError
-from sweeps.tables import RunTable
+from sweeps.tables import RunTable, SchedulerTable
 from sweeps.trainable import TrialTrainable
 
 PENDING = 16  # trials that wait for workers where the cluster has none yet
 
 
 def run(
-    todo: Missing, table: RunTable, cost: Cost, console: Console, trainable: type = TrialTrainable
+    todo: Missing,
+    table: RunTable,
+    scheduler: SchedulerTable | None,
+    cost: Cost,
+    console: Console,
+    trainable: type = TrialTrainable,
 ) -> list[Blocked]:
-    """Run all missing jobs; returns those that were not run because a teacher failed.
+    """Run all missing jobs, and what searches ask for; returns those that were not run because a teacher failed.
 
     StoreError if results cannot be written; KeyboardInterrupt passes through.
     """
-    search = PlannedSearch(todo.jobs, todo.trained)
+    wilcoxon = scheduler is not None and scheduler.name == "wilcoxon"
+    search = SweepSearch(todo, scheduler.p_threshold if scheduler is not None and wilcoxon else None)
     teachers = {job.key for job in todo.jobs if job.role == "teacher"}
-    progress = Progress(console, search.jobs, cost.weights(todo.jobs), teachers, todo.done)
+    progress = Progress(console, search.jobs, weights(todo, cost), teachers, todo.done)
+    schedulers = None
+    if scheduler is not None and not wilcoxon:
+        blind = {each.study.id: each.blind for each in todo.searches}
+        schedulers = StudySchedulers(scheduler, search.jobs, blind)
     scratch = tempfile.mkdtemp(prefix="kdsweep-tune-")
     try:
         with progress:
             _start_ray()
-            _fit(search, progress, table, scratch, trainable)
+            _fit(search, schedulers, progress, table, scratch, trainable)
     finally:
         ray.shutdown()
         shutil.rmtree(scratch, ignore_errors=True)
-    if progress.store_error:
-        raise StoreError(progress.store_error)
+    if search.store_error:
+        raise StoreError(search.store_error)
     _bury(job for job in search.jobs.values() if job.key in progress.dead)
     return search.blocked
 
@@ -92,7 +103,14 @@ def _check_fits(table: RunTable) -> None:
             raise ConfigError(f"run.{key} must be at most what a machine has, {most:g}, but got {wanted:g}.")
 
 
-def _fit(search: PlannedSearch, progress: Progress, table: RunTable, scratch: str, trainable: type) -> None:
+def _fit(
+    search: SweepSearch,
+    scheduler: StudySchedulers | None,
+    progress: Progress,
+    table: RunTable,
+    scratch: str,
+    trainable: type,
+) -> None:
     cluster = ray.cluster_resources()
     _check_fits(table)
     gpus = table.gpus if table.gpus is not None else min(1.0, cluster.get("GPU", 0))
@@ -100,10 +118,16 @@ def _fit(search: PlannedSearch, progress: Progress, table: RunTable, scratch: st
     # Where no worker is up yet, the trials that wait tell the autoscaler how many to start.
     slots = int(cluster.get("CPU", 0) // table.cpus)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots or PENDING)
+    # A study is asked when a worker is free and not before, so that it knows all that has ended.
+    at_once = table.max_concurrent or (slots or None if search.studies else None)
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": table.cpus, "gpu": gpus}),
         tune_config=tune.TuneConfig(
-            search_alg=search, num_samples=-1, max_concurrent_trials=table.max_concurrent, reuse_actors=True
+            search_alg=search,
+            scheduler=scheduler,
+            num_samples=-1,
+            max_concurrent_trials=at_once,
+            reuse_actors=True,
         ),
         run_config=tune.RunConfig(
             name="sweep",
@@ -124,12 +148,5 @@ def _bury(jobs: Iterable[Job]) -> None:
     for job in jobs:
         if job.store.exists("trials", f"{job.id}.parquet"):  # it died after its work was done
             continue
-        now = datetime.now(UTC)
         told = ("WorkerDied", "the worker died more often than run.max_failures allows (out of memory, or killed)")
-        row = {
-            **rows.identity(job.trial, job.role),
-            **rows.outcome(Status.FAILED, 0, told),
-            **rows.metrics(None),
-            **rows.provenance(job.source, "unknown", job.where.cpus, now),
-        }
-        job.store.write_trial(row)
+        end(job, Status.FAILED, epochs_done=0, device="unknown", started_at=datetime.now(UTC), error=told)

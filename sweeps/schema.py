@@ -5,6 +5,7 @@ A TRIALS row is written last, so its presence means that the trial has ended.
 """
 
 from enum import StrEnum
+from typing import Literal
 
 import pyarrow as pa
 
@@ -85,7 +86,9 @@ OUTCOME = [
     _field("error", pa.string(), null=True),  # traceback
     _field("epochs_done", pa.int64()),  # of both stages
 ]
-OBJECTIVES = {  # what a search may weigh: the column, and Optuna's direction
+OBJECTIVES: dict[
+    str, tuple[str, Literal["maximize", "minimize"]]
+] = {  # what a search may weigh: the column, and Optuna's direction
     "val_acc": ("val_acc", "maximize"),
     "params": ("student_params", "minimize"),
     "macs": ("student_macs", "minimize"),

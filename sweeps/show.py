@@ -9,11 +9,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from kdtrain.config import canonical
+from kdtrain.config import TrialConfig, canonical
+from sweeps import show_search
 from sweeps.cost import Cost, multiply_adds
-from sweeps.job import Missing, describe, describe_teacher, missing
+from sweeps.job import Missing, asked, describe, describe_teacher, missing
 from sweeps.plan import Cell, Plan
 from sweeps.schema import Status
+from sweeps.searches import searches
 from sweeps.store import TEACHERS, Store
 from sweeps.tables import Spec
 from sweeps.words import count, duration
@@ -32,11 +34,17 @@ def learned_cost(spec: Spec) -> Cost:
 
 def show_plan(spec: Spec, text: str, plan: Plan, console: Console) -> None:
     """Print the cells of a sweep, what is done, what is missing and how long that may take."""
-    todo = missing(spec, text, plan, retry_failed=False)
+    own = Store(spec.run.results, spec.sweep.name)
+    found = searches(spec, plan, own, [job.asked for job in asked(own)], accept_changes=True)
+    todo = missing(spec, text, plan, retry_failed=False, found=found)
     absent = {job.id for job in todo.jobs}
-    title = f"{spec.sweep.name}: {count(len(plan.trials), 'trial')} of {spec.data.dataset}"
+    trials = len(plan.trials) + sum(search.done + search.trials_left for search in found)
+    title = f"{spec.sweep.name}: {count(trials, 'trial')} of {spec.data.dataset}"
     console.print(f"{title} ({spec.sweep.cites})" if spec.sweep.cites else title, soft_wrap=True)
-    console.print(_cells_table(plan, absent))
+    console.print(_cells_table(plan, absent) if spec.search is None else show_search.table(found))
+    if spec.search is not None:
+        for line in (*show_search.spaces(found), show_search.how(spec)):
+            console.print(line, soft_wrap=True)
     for named in plan.published.values():
         state = "to measure" if named in todo.published else "measured"
         what = f"teacher {named.ref.model} from {named.source} ({_short(named.ref.id)})"
@@ -44,10 +52,12 @@ def show_plan(spec: Spec, text: str, plan: Plan, console: Console) -> None:
     for key, teacher in plan.teachers.items():
         state = "trained" if key in todo.trained else "to train" if key in absent else "not needed, or failed"
         console.print(f"{describe_teacher(teacher)} ({key}): {state}", soft_wrap=True)
-    console.print(f"{todo.done} of {len(plan.trials)} trials are done.")
-    if (total := multiply_adds([*plan.trials.values(), *plan.teachers.values()])) is not None:
-        console.print(f"Training all of it takes {total:.1e} multiply-adds.")
-    if todo.jobs:
+    console.print(f"{todo.done} of {trials} trials are done.")
+    every = [*plan.trials.values(), *plan.teachers.values()]
+    if (total := multiply_adds([*every, *show_search.planned(found)])) is not None:
+        most = "at most " if spec.scheduler is not None else ""
+        console.print(f"Training all of it takes {most}{total:.1e} multiply-adds.")
+    if todo.trials:
         console.print(_estimate(spec, todo), soft_wrap=True)
 
 
@@ -65,11 +75,24 @@ def show_status(spec: Spec, plan: Plan, console: Console) -> None:
         parts += [f"{len(begun)} begun"] if begun else []
         parts += [f"{len(open_ids) - len(begun)} not begun"] if len(open_ids) > len(begun) else []
         console.print(f"{len(ended)} of {len(trials)} {kind} have ended: {', '.join(parts)}.")
-        last = {row["trial_id"]: row for row in store.read_epochs(begun).to_pylist()}  # a trial's rows ascend
-        for key, changed in sorted(begun.items(), key=lambda item: -item[1]):
-            trial, row = trials[key], last[key]
-            ago = duration(max(0.0, time.time() - changed))
-            console.print(f"  {key} {describe(trial)}: {_epoch(row, trial.train.epochs)}, {ago} ago", soft_wrap=True)
+        _print_begun(store, begun, trials, console)
+    if spec.search is None:
+        return
+    jobs = asked(own)
+    found = searches(spec, plan, own, [job.asked for job in jobs], accept_changes=True)
+    for line in show_search.progress(found):
+        console.print(line, soft_wrap=True)
+    trials = show_search.under_way(found, jobs)
+    _print_begun(own, {key: age for key, age in own.ages("epochs").items() if key in trials}, trials, console)
+
+
+def _print_begun(store: Store, begun: Mapping[str, float], trials: Mapping[str, TrialConfig], console: Console) -> None:
+    """Print the trials under way with their last epochs. `begun`: when they did them, by id."""
+    last = {row["trial_id"]: row for row in store.read_epochs(begun).to_pylist()}  # a trial's rows ascend
+    for key, changed in sorted(begun.items(), key=lambda item: -item[1]):
+        trial, row = trials[key], last[key]
+        ago = duration(max(0.0, time.time() - changed))
+        console.print(f"  {key} {describe(trial)}: {_epoch(row, trial.train.epochs)}, {ago} ago", soft_wrap=True)
 
 
 def _epoch(row: Mapping[str, Any], epochs: int) -> str:
@@ -107,10 +130,12 @@ def _short(key: str) -> str:
 def _estimate(spec: Spec, todo: Missing) -> str:
     slots = max(1, (os.cpu_count() or 1) // spec.run.cpus)
     slots = min(slots, spec.run.max_concurrent or slots)
-    seconds, unknown = learned_cost(spec).total([job.trial for job in todo.jobs], spec.run.cpus)
+    trials = [*(job.trial for job in todo.jobs), *show_search.to_run(todo.searches)]
+    seconds, unknown = learned_cost(spec).total(trials, spec.run.cpus)
     teachers = sum(job.role == "teacher" for job in todo.jobs)
-    what = f"{count(len(todo.jobs) - teachers, 'trial')} and {count(teachers, 'teacher')} to run"
-    if unknown == sum(job.role != "probe" for job in todo.jobs):
+    what = f"{count(len(trials) - teachers, 'trial')} and {count(teachers, 'teacher')} to run"
+    if unknown == sum(trial.probe is None for trial in trials):
         return f"{what}; how long they take is known once like trials have ended."
-    text = f"{what}: about {duration(seconds / slots)} on this machine, {slots} at a time"
+    most = "at most" if spec.scheduler is not None else "about"
+    text = f"{what}: {most} {duration(seconds / slots)} on this machine, {slots} at a time"
     return f"{text}, and {unknown} unlike any trial so far." if unknown else f"{text}."

@@ -11,8 +11,9 @@ import torch
 from kdtrain import data, models, recipes, subset
 from kdtrain.config import ConfigError, DataConfig, MethodRef, Recipe, Where, parse, unknown
 from kdtrain.methods import needs, resolve
+from sweeps import searched
 from sweeps.store import TEACHERS
-from sweeps.tables import Grid, Spec, method_entry, split_pair
+from sweeps.tables import SEARCHED, Grid, Spec, method_entry, split_pair
 
 
 def read(path: Path) -> tuple[Spec, str]:
@@ -42,6 +43,7 @@ def parse_text(text: str, name: str = "spec") -> Spec:
     _check_pairs(spec.grid.pair)
     _check_methods(spec)
     _check_axes(spec)
+    searched.check(spec)
     return spec
 
 
@@ -145,7 +147,8 @@ def _check_pairs(pairs: Iterable[str]) -> None:
         teacher, student = split_pair(pair)
         if teacher is not None:
             models.check(teacher, f"grid.pair[{i}]")
-        models.check(student, f"grid.pair[{i}]")
+        if student != SEARCHED:
+            models.check(student, f"grid.pair[{i}]")
 
 
 def _check_methods(spec: Spec) -> None:

@@ -4,6 +4,7 @@ results/<sweep>/spec.toml              the spec of the last run; specs/ has all 
 results/<sweep>/trials/<id>.parquet    one row, written last: it exists when the trial has ended
 results/<sweep>/epochs/<id>.parquet    one row an epoch, rewritten whole after each
 results/<sweep>/checkpoints/<id>.pt    state of a trial under way
+results/<sweep>/asked/<id>.json        a point of a search under way
 results/teachers/...                   the same for teachers, and models/<id>.safetensors
 """
 
@@ -121,7 +122,7 @@ class Store:
     def _files(self, kind: str) -> dict[str, fs.FileInfo]:
         with _told("list", self.path(kind)):
             infos = self._fs.get_file_info(fs.FileSelector(self.path(kind), allow_not_found=True))
-        suffixes = (".parquet", ".pt", ".safetensors", ".toml")
+        suffixes = (".parquet", ".pt", ".safetensors", ".toml", ".json")
         files = (info for info in infos if info.base_name.endswith(suffixes))
         return {posixpath.splitext(info.base_name)[0]: info for info in files}
 

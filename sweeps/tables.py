@@ -106,6 +106,36 @@ class ProbeTable(Frozen):
     weight_decay: float = Field(0.0, ge=0)
 
 
+class SearchTable(Frozen):
+    """[search]: one study for each cell of the grid, on held-out training images."""
+
+    sampler: str = "tpe"  # a name of sweeps.samplers.SAMPLERS
+    trials: int | None = Field(None, ge=1)  # points of each study; None only for "grid": all there are
+    score: Literal["val_acc", "mean_over_seeds"] = "val_acc"  # of a point; the second: the mean over grid.seed
+    objectives: Annotated[list[str], Axis] = Field(["val_acc"], min_length=1)  # names of schema.OBJECTIVES
+    limits: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)  # of a searched student
+    seed: Seed = 0  # of the samplers
+    prior: str | None = Field(None, min_length=1)  # a sweep whose best points are tried first
+    space: dict[str, dict[str, Any]] = Field(default_factory=dict)  # by method, `train` and `student`
+    start: dict[str, list[dict[str, Any]]] = Field(default_factory=dict)  # by method: points tried first
+
+
+class SchedulerTable(Frozen):
+    """[scheduler]: which points of a study are stopped early."""
+
+    name: Literal["asha", "hyperband", "median", "wilcoxon"]
+    grace: int = Field(1, ge=1)  # epochs of a trial that are never cut short, after those that its method needs blindly
+    reduction_factor: float = Field(3, gt=1)  # of asha and hyperband: one in so many goes on at each rung
+    p_threshold: float = Field(0.1, gt=0, lt=1)  # of wilcoxon
+
+
+class ConfirmTable(Frozen):
+    """[confirm]: the best points of each study, trained again on all training images."""
+
+    top: int = Field(1, ge=1)
+    seed: Annotated[list[Seed], Axis] = Field(min_length=1)
+
+
 class RunTable(Frozen):
     """[run]: resources of each trial and where results go; no part of any trial's identity."""
 
@@ -115,6 +145,7 @@ class RunTable(Frozen):
     gpus: Annotated[float, AfterValidator(_whole_or_share)] | None = None  # None: 1 where there are GPUs, else 0
     max_concurrent: int | None = Field(None, ge=1)
     max_failures: int = Field(3, ge=0)  # restarts of a trial whose worker died
+    replay: str | None = Field(None, min_length=1)  # a sweep whose stored epochs are returned instead of training
     keep_weights: bool = False  # also the students'; a sweep with probes keeps them in any case
 
 
@@ -128,6 +159,9 @@ class Spec(Frozen):
     grid: Grid
     override: list[Override] = Field(default_factory=list)
     probe: list[ProbeTable] = Field(default_factory=list)
+    search: SearchTable | None = None
+    scheduler: SchedulerTable | None = None
+    confirm: ConfirmTable | None = None
     run: RunTable = RunTable()
 
     @property
@@ -161,6 +195,9 @@ class Spec(Frozen):
         """The tables of [grid] that vary parameters of one method: {method: {parameter: values}}."""
         extra = self.grid.model_extra or {}
         return {key: table for key, table in extra.items() if key not in Recipe.model_fields}
+
+
+SEARCHED = "*"  # stands for the student of a pair where the student is searched
 
 
 def split_pair(pair: str) -> tuple[str | None, str]:

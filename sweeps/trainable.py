@@ -20,7 +20,9 @@ from kdtrain.loop import Training
 from kdtrain.probe import Probing
 from kdtrain.record import DivergedError, TrialResult
 from sweeps import rows
+from sweeps.ended import end
 from sweeps.job import Job
+from sweeps.replay import Replay
 from sweeps.schema import Status
 from sweeps.store import TEACHERS, Store, StoreError
 
@@ -38,7 +40,7 @@ class TrialTrainable(tune.Trainable):
         if self.idle is not None:
             return
         self.job = Job.model_validate_json(config["job"])
-        self.training: Training | None = None
+        self.training: Training | Replay | None = None
         self.started_at = datetime.now(UTC)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -64,16 +66,17 @@ class TrialTrainable(tune.Trainable):
                     return {"done": True, "status": Status.COMPLETED.value}
                 if job.trial.probe is not None:
                     return self._probe()
-                self.training = Training(job.trial, self._where(), store.read_bytes("checkpoints", f"{job.id}.pt"))
+                self.training = self._opened()
             training = self.training
             if not training.done:
                 training.run_epoch()
                 store.write_epochs(job.id, [rows.epoch(job.id, record) for record in training.records])
             if not training.done:
-                store.write_bytes(training.pack(), "checkpoints", f"{job.id}.pt")
+                if isinstance(training, Training):
+                    store.write_bytes(training.pack(), "checkpoints", f"{job.id}.pt")
                 return {"done": False, **self._progress()}
             result = training.result()
-            if job.keeps_weights:
+            if job.keeps_weights and isinstance(training, Training):
                 store.write_bytes(training.weights(), "models", f"{job.id}.safetensors")
         except StoreError:
             raise
@@ -82,6 +85,13 @@ class TrialTrainable(tune.Trainable):
         except Exception as error:
             return self._end(Status.FAILED, error=error)
         return self._end(Status.COMPLETED, result)
+
+    def _opened(self) -> Training | Replay:
+        """The trial as its last checkpoint left it; of a sweep that replays another one, what that has stored."""
+        job = self.job
+        if job.replay is not None:
+            return Replay(job.trial, job.results, job.replay)
+        return Training(job.trial, self._where(), job.store.read_bytes("checkpoints", f"{job.id}.pt"))
 
     def _probe(self) -> dict[str, Any]:
         """The whole of a linear probe: it takes less time than an epoch of training."""
@@ -101,19 +111,18 @@ class TrialTrainable(tune.Trainable):
         chosen: Mapping[str, Any] = MappingProxyType({}),
     ) -> dict[str, Any]:
         """Write the trial's row, drop its checkpoint and tell Tune that it is done. `chosen`: columns found out."""
-        job, store = self.job, self.job.store
         told = None if error is None else (type(error).__name__, "".join(traceback.format_exception(error)))
-        done = len(self.training.records) if self.training else epochs_done
-        device = device_name(device_of(job.where))
-        row = {
-            **rows.identity(job.trial, job.role),
-            **chosen,
-            **rows.outcome(status, done, told),
-            **rows.metrics(result),
-            **rows.provenance(job.source, device, job.where.cpus, self.started_at),
-        }
-        store.write_trial(row)
-        store.delete("checkpoints", f"{job.id}.pt")
+        end(
+            self.job,
+            status,
+            epochs_done=len(self.training.records) if self.training else epochs_done,
+            device=device_name(device_of(self.job.where)),
+            started_at=self.started_at,
+            result=result,
+            error=told,
+            columns=chosen,
+            replayed=self.training.source if isinstance(self.training, Replay) else None,
+        )
         ended = {"done": True, "status": status.value, **self._progress()}
         self.training = None  # free its memory before the next trial is built
         if torch.cuda.is_available():
@@ -127,14 +136,24 @@ class TrialTrainable(tune.Trainable):
         return weights and store.statuses([job.id]) == {job.id: Status.COMPLETED}
 
     def _progress(self) -> dict[str, Any]:
-        """The epochs done and to do, of all stages, and the last accuracy (None in a stage before the recipe's)."""
+        """What the driver is told of a trial under way.
+
+        Epochs done and to do, of all stages; those of the recipe, `trained`; the last accuracy, None in a stage before.
+        """
         epochs = self.training.total_epochs if self.training else self.job.trial.train.epochs
         records = self.training.records if self.training else []
         if not records:
             return {"epoch": 0, "epochs": epochs}
         last = records[-1]
-        shown = last.val_acc if last.val_acc is not None else last.test_acc
-        return {"epoch": len(records), "epochs": epochs, "acc": shown}
+        return {
+            "epoch": len(records),
+            "epochs": epochs,
+            "trained": sum(record.stage == "train" for record in records),
+            "seconds": sum(record.seconds for record in records),
+            "device": device_name(device_of(self.job.where)),
+            "replayed": self.training.source if isinstance(self.training, Replay) else None,
+            "acc": last.val_acc if last.val_acc is not None else last.test_acc,
+        }
 
     def _where(self) -> Where:
         """The job's `where` with the weights of its teachers as local files."""

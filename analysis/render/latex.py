@@ -45,6 +45,8 @@ def _render(table: Table) -> str:
         r"\bottomrule",
         r"\end{tabular}",
     ]
+    for line in cells.chosen(table):
+        lines += [r"\par\smallskip", rf"{{\footnotesize {_escape(line)}}}"]
     for note in table.notes:
         superscript = rf"\textsuperscript{{{cells.letter(table, note)}}}"
         lines += [r"\par\smallskip", rf"{{\footnotesize {superscript} {_escape(note)}}}"]

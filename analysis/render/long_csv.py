@@ -10,7 +10,8 @@ from analysis.tables import Cell, Table, TableRow
 _COUNTS = ("n", "n_failed", "n_diverged", "n_stopped", "n_missing")
 _PLACE = ("sweep", "dataset", "pair", "fraction", "method", "settings", "metric")
 _PAPERS = tuple(name for paper in PAPERS for name in (paper, f"{paper}_std", f"{paper}_table", f"{paper}_note"))
-FIELDS = (*_PLACE, "mean", "std", *_COUNTS, "mark", *_PAPERS)
+_SEARCH = ("study", "point", "search_place", "search_score", "search_points", "search_trials")
+FIELDS = (*_PLACE, "mean", "std", *_COUNTS, "mark", *_PAPERS, *_SEARCH, "replayed")
 
 
 def render(tables: list[Table]) -> str:
@@ -21,7 +22,8 @@ def render(tables: list[Table]) -> str:
     for table in tables:
         for row in table.rows:
             for column, cell in zip(table.columns, row.cells, strict=True):
-                writer.writerow(_place(table, column, row) | _numbers(cell))
+                own = {**_numbers(cell), **_searched(cell), "replayed": table.replayed}
+                writer.writerow(_place(table, column, row) | own)
     return buffer.getvalue()
 
 
@@ -46,6 +48,15 @@ def _numbers(cell: Cell) -> dict[str, object]:
         "mark": cell.mark.value,
         **dict(printed),
     }
+
+
+def _searched(cell: Cell) -> dict[str, object]:
+    point = cell.point
+    if point is None:
+        return {}
+    study = point.study
+    values = (study.id, point.json, point.place, point.score, study.points, study.trials)
+    return dict(zip(_SEARCH, values, strict=True))
 
 
 def _printed(number: Published) -> dict[str, object]:

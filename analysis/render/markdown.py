@@ -23,7 +23,8 @@ def _render(table: Table) -> str:
     lines = [_escape(cells.caption(table)), "", _line(headings), _line([":--"] + ["--:"] * len(table.columns))]
     lines += [_line([_escape(row.name), *(_cell(table, cell) for cell in row.cells)]) for row in table.rows]
     notes = [f"<sup>{cells.letter(table, note)}</sup> {_escape(note)}" for note in table.notes]
-    lines += ["", "  \n".join(["**Best**, <u>second</u>.", *notes])]
+    chosen = [_escape(line) for line in cells.chosen(table)]
+    lines += ["", "  \n".join(["**Best**, <u>second</u>.", *chosen, *notes])]
     return "\n".join(lines) + "\n"
 
 

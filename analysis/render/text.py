@@ -20,6 +20,7 @@ def _render(table: Table, width: int, ansi: bool) -> str:
         lines += ["", *block]
     if table.rows:
         lines += ["", "bold: best, underlined: second" if ansi else "* best, + second"]
+    lines += [_clean(line) for line in cells.chosen(table)]
     lines += [f"[{cells.letter(table, note)}] {_clean(note)}" for note in table.notes]
     return "\n".join(line.rstrip() for line in lines) + "\n"
 

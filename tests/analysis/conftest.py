@@ -17,6 +17,8 @@ from sweeps.store import TEACHERS, Store
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 TEACHER_ID = "a" * 16
 NO_METRICS = [field.name for field in METRICS]
+AT_LAST_EPOCH = {"val_acc", "train_seconds"}  # which a stopped trial has, too
+STUDY = "5" * 16
 DEFAULTS: dict[str, Any] = {
     "role": "student",
     "dataset": "cifar100",
@@ -156,7 +158,8 @@ class Results:
         if row["teacher"] is None:
             row["teacher_id"] = None
         if row["status"] != "completed":
-            row |= dict.fromkeys(NO_METRICS)
+            kept = AT_LAST_EPOCH if row["status"] == "stopped" else ()
+            row |= {name: None for name in NO_METRICS if name not in kept}
         row["params"] = json.dumps({**papers_params(row["method"], row["student"]), **row["params"]}, sort_keys=True)
         assert set(row) == set(TRIALS.names)
         store = Store(self.path, sweep)
@@ -192,6 +195,28 @@ class Results:
         """Write the linear probe on STL-10 of a network trained on CIFAR-100."""
         return self.add(curve=curve, **{**PROBE, "source_id": source_id, **columns})
 
+    def add_search(self, point: dict[str, Any], val_acc: float | None = None, **columns: Any) -> str:
+        """Write a trial of a search: a point on held-out images.
+
+        `parameters` are the names of the point that are the method's, all unless told otherwise.
+        """
+        own = {"val_size": 5000, "seeds": [1], "val_acc": val_acc, "best_split": "val"}
+        return self._add_point(point, **{**own, "phase": "search", **columns})
+
+    def add_confirmed(self, point: dict[str, Any], test_top1: float = 70.0, **columns: Any) -> str:
+        """Write a trial that confirms a point on all training images; seeds are 11 and 12 by custom."""
+        return self._add_point(
+            point, **{"seeds": [1], "test_top1": test_top1, "phase": "confirm", "seed": 11, **columns}
+        )
+
+    def _add_point(self, point: dict[str, Any], **columns: Any) -> str:
+        parameters = columns.pop("parameters", point)
+        params = {name: value for name, value in point.items() if name in parameters}
+        space = {name: {"low": 0.0, "high": 100.0} for name in point}
+        search = {"study": STUDY, "objectives": ["val_acc"], "space": json.dumps(space), "number": 0}
+        own = {**search, "point": json.dumps(point), "origin": "sampler", "method": "cid", "params": params}
+        return self.add(**{**own, **columns})
+
     def add_teacher(self, trial_id: str = TEACHER_ID, **columns: Any) -> None:
         """Write a teacher: a ResNet-56 trained by the papers' recipe."""
         own = {"role": "teacher", "teacher": None, "student": "resnet56", "method": "vanilla", "test_top1": 72.34}
@@ -200,6 +225,30 @@ class Results:
     def add_published(self, source: str, trial_id: str = TEACHER_ID, **columns: Any) -> None:
         """Write a teacher whose weights come from the file `source`."""
         self.add_teacher(trial_id, **{**PUBLISHED, "params": {"source": source}, **columns})
+
+
+PAIRS = {
+    "r": {"teacher": "resnet56", "student": "resnet20"},
+    "w": {"teacher": "wrn_40_2", "student": "wrn_16_2", "teacher_id": "b" * 16},
+}
+# Method, pair, then for each of two points: alpha, validation accuracy and test accuracy for the first of two seeds.
+# The second seeds have 1 more. CID's best point in the search is not its best on the test images.
+CELLS: list[tuple[Any, ...]] = [
+    ("cid", "r", (12.345678, 71.0, 70.0), (3.0, 70.0, 72.0)),
+    ("cid", "w", (20.0, 73.0, 74.0), (0.5, 72.0, 73.0)),
+    ("ipwd", "r", (1.5, 60.0, 68.0), (2.5, 69.0, 71.0)),
+    ("ipwd", "w", (4.5, 74.0, 73.0), (5.5, 73.0, 76.0)),
+]
+
+
+def add_cell(results: Results, method: str, pair: str, points: list[Any]) -> None:
+    """A study of two points and two seeds, both confirmed with two other seeds."""
+    study = {"study": f"{method}-{pair}", "method": method, **PAIRS[pair]}
+    for number, (alpha, val, test) in enumerate(points):
+        for seed in (1, 2):
+            columns: dict[str, Any] = {**study, "number": number, "seeds": [1, 2]}
+            results.add_search({"alpha": alpha}, val + seed - 1, seed=seed, **columns)
+            results.add_confirmed({"alpha": alpha}, test + seed - 1, seed=10 + seed, **columns)
 
 
 def read_tables(results: Results, metric: str = "test_top1", sweep: str = "demo") -> list[Table]:
@@ -215,3 +264,16 @@ def tables() -> Callable[..., list[Table]]:
 @pytest.fixture
 def results(tmp_path: Path) -> Results:
     return Results(tmp_path / "results")
+
+
+@pytest.fixture
+def pairs() -> dict[str, dict[str, str]]:
+    return PAIRS
+
+
+@pytest.fixture
+def confirmed(results: Results) -> Results:
+    """Two pairs, two methods, two confirmed points of two seeds each."""
+    for method, pair, *points in CELLS:
+        add_cell(results, method, pair, points)
+    return results

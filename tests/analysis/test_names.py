@@ -8,6 +8,7 @@ from analysis.names import (
     method_order,
     model_name,
     natural_order,
+    ordinal,
 )
 
 
@@ -58,6 +59,13 @@ def test_data():
     assert fraction_name(0.125) == "12.5 %"
     assert images_name("cifar100", 0.2) == "20 % of CIFAR-100"
     assert images_name("cifar100 -> stl10", 1.0) == "100 % of STL-10, linear probes of networks trained on CIFAR-100"
+
+
+@pytest.mark.parametrize(
+    ("place", "name"), [(1, "1st"), (2, "2nd"), (3, "3rd"), (4, "4th"), (11, "11th"), (12, "12th"), (22, "22nd")]
+)
+def test_ordinal(place, name):
+    assert ordinal(place) == name
 
 
 def test_natural_order():

@@ -241,3 +241,41 @@ def test_notes(results, tables):
     results.add(method="cid")
     (table,) = tables(results)
     assert table.notes == ("competitor + KD loss (CID Sec. 4.2)",)
+
+
+@pytest.mark.parametrize(
+    ("point", "numbers"),
+    [
+        ({"alpha": 65.0, "beta": 1.0}, [CID]),  # found what the paper has
+        ({"alpha": 64.0, "beta": 1.0}, []),
+        ({"alpha": 65.0}, [CID]),
+    ],
+)
+def test_a_confirmed_point_has_the_number_where_it_is_the_papers(results, tables, teacher, point, numbers):
+    results.add_search(point, 70.0, **WRN)
+    results.add_confirmed(point, **WRN)
+    assert printed(tables, results, "cid") == numbers
+
+
+@pytest.mark.parametrize(("point", "numbers"), [({"train.lr": 0.05}, [CID]), ({"train.nesterov": False}, [])])
+def test_a_recipe_that_a_search_chose_is_the_papers_where_that_tells_it(results, tables, teacher, point, numbers):
+    results.add_confirmed(point, parameters=(), **WRN)
+    assert printed(tables, results, "cid") == numbers
+
+
+def test_weights_that_the_paper_does_not_tell_are_not_found_by_a_search(results, tables):
+    own = {"dataset": "tiny_imagenet", **WRN}
+    results.add_teacher(student="wrn_40_2", dataset="tiny_imagenet")
+    results.add_confirmed({"alpha": 55.0}, params={"alpha": 55.0}, **own)
+    assert printed(tables, results, "cid") == []
+    results.add(method="cid", **own)
+    assert [source for _, source in printed(tables, results, "cid")] == ["CID Table 3"]
+
+
+def test_only_one_of_several_confirmed_points_has_the_number(results, tables, teacher):
+    for number, alpha in enumerate((65.0, 30.0)):
+        results.add_search({"alpha": alpha}, 70.0 + number, number=number, **WRN)
+        results.add_confirmed({"alpha": alpha}, number=number, **WRN)
+    (table,) = tables(results)
+    found = {row.name: len(row.cells[0].published) for row in table.rows}
+    assert found == {"Teacher": 1, "CID": 0, "CID (point=2nd best)": 1}

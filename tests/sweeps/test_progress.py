@@ -102,9 +102,3 @@ def test_idle_workers_are_not_shown_and_dead_ones_count_as_failed(jobs, clock):
     tell(progress, "on_trial_error", jobs[1])
     assert progress.dead == {jobs[1].key}
     assert progress.line().startswith("[0 s] 0/1 teacher and 1/4 trials done, 1 failed or diverged")
-
-
-def test_store_error_is_kept(jobs, clock):
-    progress, _ = follow(jobs, terminal=False)
-    tell(progress, "on_trial_result", jobs[0], done=True, store_error="cannot write x: No space left on device.")
-    assert progress.store_error == "cannot write x: No space left on device."

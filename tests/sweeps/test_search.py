@@ -3,10 +3,10 @@
 import pytest
 
 from kdtrain.config import Where
-from sweeps.job import Job, missing
+from sweeps.job import Job, Missing, missing
 from sweeps.plan import expand
 from sweeps.schema import Status
-from sweeps.search import PlannedSearch
+from sweeps.search import SweepSearch
 from sweeps.spec import parse_text
 from sweeps.store import TEACHERS, Store
 from sweeps.trainable import TrialTrainable
@@ -21,7 +21,16 @@ def jobs(spec_text, tmp_path) -> list[Job]:
     return missing(spec, spec_text, expand(spec), retry_failed=False).jobs
 
 
-def handed(search: PlannedSearch, key: str) -> str:
+def searcher(jobs, trained) -> SweepSearch:
+    """A search of planned jobs alone."""
+    todo = Missing(
+        jobs=list(jobs), published=[], trained=set(trained), blocked=[], done=0, searches=[], maker=lambda *_: None,
+        retry_failed=False, replays=False,
+    )  # fmt: skip
+    return SweepSearch(todo)
+
+
+def handed(search: SweepSearch, key: str) -> str:
     given = search.suggest(key)
     if isinstance(given, dict) and "job" in given:
         return Job.model_validate_json(given["job"]).trial.method.name + "/" + search.jobs[key].role
@@ -29,7 +38,7 @@ def handed(search: PlannedSearch, key: str) -> str:
 
 
 def test_teachers_first_then_students_without_one_then_the_rest_when_the_teacher_is_trained(jobs):
-    search = PlannedSearch(jobs, trained=[])
+    search = searcher(jobs, trained=[])
     assert [handed(search, key) for key in "abc"] == ["vanilla/teacher", "vanilla/student", "vanilla/student"]
     assert [handed(search, key) for key in "de"] == ["idle", "idle"]
     assert handed(search, "f") == "None"  # two wait for the teacher: a third worker would never have work
@@ -48,14 +57,14 @@ def chain(spec_text, tmp_path) -> list[Job]:
     return missing(spec, text, expand(spec), retry_failed=False).jobs
 
 
-def student(search: PlannedSearch, key: str) -> str:
+def student(search: SweepSearch, key: str) -> str:
     """The network that the job handed out trains; "idle" where it idles."""
     given = search.suggest(key)
     return search.jobs[key].trial.student if "job" in given else "idle"
 
 
 def test_assistants_and_students_wait_for_all_whom_they_learn_from(chain):
-    search = PlannedSearch(reversed(chain), trained=[])
+    search = searcher(reversed(chain), trained=[])
     assert [student(search, key) for key in "abcd"] == ["resnet8", "resnet8", "resnet8", "idle"]
     assert [search.jobs[key].role for key in "abc"] == ["teacher", "student", "student"]
     search.on_trial_complete("d", {"done": True})
@@ -70,7 +79,7 @@ def test_assistants_and_students_wait_for_all_whom_they_learn_from(chain):
 
 
 def test_failed_assistant_gives_up_those_after_it_and_their_students(chain):
-    search = PlannedSearch(chain, trained=[])
+    search = searcher(chain, trained=[])
     for key in "abc":
         search.suggest(key)
     search.on_trial_complete("a", COMPLETED)
@@ -84,7 +93,7 @@ def test_failed_assistant_gives_up_those_after_it_and_their_students(chain):
 
 def test_trained_teachers_let_their_students_go_at_once(jobs):
     students = [job for job in jobs if job.role == "student"]
-    search = PlannedSearch(students, trained=[jobs[0].id])
+    search = searcher(students, trained=[jobs[0].id])
     assert [handed(search, key) for key in "abcde"] == ["vanilla/student"] * 2 + ["kd/student"] * 2 + ["FINISHED"]
 
 
@@ -92,7 +101,7 @@ def test_trained_teachers_let_their_students_go_at_once(jobs):
     ("result", "error"), [({"status": "diverged"}, False), ({"status": "failed"}, False), (None, True), ({}, False)]
 )
 def test_students_of_a_failed_teacher_are_blocked(jobs, result, error):
-    search = PlannedSearch(jobs, trained=[])
+    search = searcher(jobs, trained=[])
     for key in "abc":
         search.suggest(key)
     search.on_trial_complete("a", result, error)
@@ -103,10 +112,11 @@ def test_students_of_a_failed_teacher_are_blocked(jobs, result, error):
 
 
 def test_nothing_is_handed_out_once_results_cannot_be_written(jobs):
-    search = PlannedSearch(jobs, trained=[])
+    search = searcher(jobs, trained=[])
     search.suggest("a")
     search.on_trial_complete("a", {"store_error": "cannot write x: No space left on device."})
     assert handed(search, "b") == "FINISHED"
+    assert search.store_error == "cannot write x: No space left on device."
 
 
 def test_longest_trials_are_handed_out_first(jobs):
@@ -115,7 +125,7 @@ def test_longest_trials_are_handed_out_first(jobs):
         return job.model_copy(update={"id": str(fraction), "trial": job.trial.model_copy(update={"data": data})})
 
     vanilla = next(job for job in jobs if job.trial.method.name == "vanilla" and job.role == "student")
-    search = PlannedSearch([with_fraction(vanilla, f) for f in (0.1, 0.5, 0.2)], trained=[])
+    search = searcher([with_fraction(vanilla, f) for f in (0.1, 0.5, 0.2)], trained=[])
     for key in "abc":
         search.suggest(key)
     assert [search.jobs[key].id for key in "abc"] == ["0.5", "0.2", "0.1"]
@@ -124,7 +134,7 @@ def test_longest_trials_are_handed_out_first(jobs):
 def test_idle_trials_last_a_share_of_the_time_idled_within_limits(jobs, monkeypatch):
     clock = iter([1000.0, 1000.0, 1200.0, 9000.0, 9000.1])
     monkeypatch.setattr("sweeps.search.time.monotonic", lambda: next(clock))
-    search = PlannedSearch(jobs, trained=[])
+    search = searcher(jobs, trained=[])
     for key in "abc":
         search.suggest(key)
     lasts = []
@@ -143,7 +153,7 @@ def test_idle_trial_waits_and_is_done(monkeypatch):
 
 
 def test_dead_teacher_blocks_its_students_though_workers_idle(jobs):
-    search = PlannedSearch(jobs, trained=[])
+    search = searcher(jobs, trained=[])
     for key in "abcd":
         search.suggest(key)
     search.on_trial_complete("a", None, error=True)
@@ -206,7 +216,7 @@ def test_full_disk_in_a_trial_is_told_to_the_driver(jobs, monkeypatch):
 
 def run_all(jobs: list[Job]) -> None:
     """Run jobs in the order of the searcher, in this process."""
-    search = PlannedSearch(jobs, trained=[])
+    search = searcher(jobs, trained=[])
     for number in range(len(jobs)):
         search.suggest(str(number))
         trainable = TrialTrainable.__new__(TrialTrainable)
@@ -240,7 +250,10 @@ def test_stage_before_the_recipes_epochs_is_stored_and_reported(spec_text, tmp_p
     trainable = TrialTrainable.__new__(TrialTrainable)
     trainable.setup({"job": fsp.model_dump_json()})
     # An eighth of 2 epochs is one epoch at least.
-    assert trainable.step() == {"done": False, "epoch": 1, "epochs": 3, "acc": None}
+    told = trainable.step()
+    assert {key: told[key] for key in ("done", "epoch", "epochs", "trained", "acc")} == {
+        "done": False, "epoch": 1, "epochs": 3, "trained": 0, "acc": None
+    }  # fmt: skip
     assert trainable.step()["epoch"] == 2
     assert trainable.step()["status"] == "completed"
     epochs = fsp.store.read_epochs().to_pylist()
@@ -260,7 +273,7 @@ def test_a_student_that_is_the_same_trial_as_a_teacher_does_not_stand_for_it(job
     teacher, student = jobs[0], jobs[1]
     twin = student.model_copy(update={"id": teacher.id, "trial": teacher.trial})
     pupil = next(job for job in jobs if job.requirements)
-    search = PlannedSearch([teacher, twin, pupil], trained=[])
+    search = searcher([teacher, twin, pupil], trained=[])
     assert [handed(search, key) for key in "ab"] == ["vanilla/teacher", "vanilla/student"]
     search.on_trial_complete("b", COMPLETED)
     assert handed(search, "c") == "idle"

@@ -1,0 +1,127 @@
+"""A trial that trains nothing: it returns the epochs that a trial of another sweep has stored."""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from kdtrain.build import trial_id
+from kdtrain.config import ConfigError, TrialConfig, canonical
+from kdtrain.record import DivergedError, EpochRecord, TrialResult
+from sweeps import rows
+from sweeps.schema import IDENTITY, METRICS, Status
+from sweeps.store import Store
+from sweeps.tables import Spec
+
+Row = Mapping[str, Any]
+_POINT = {"trial_id", "params", "method_version"}  # what a trial may have otherwise than the one that stands for it
+
+
+class Replay:
+    """Has of a training what a worker asks of it. ConfigError if the sweep has no trial like this one.
+
+    The stored trial is the same one or, where there is none, that with the nearest parameters of its method; all else
+    must agree.
+    """
+
+    def __init__(self, trial: TrialConfig, results: str, sweep: str) -> None:
+        found = _found(trial, _stored(results, sweep), sweep)
+        self.row, every = found, _epochs(results, sweep)[found["trial_id"]]
+        self.stored = [EpochRecord(**{**record, "terms": dict(record["terms"])}) for record in every]
+        self.total_epochs: int = found["epochs_done"] if found["status"] == Status.COMPLETED else found["epochs"]
+        self.records: list[EpochRecord] = []
+
+    @property
+    def source(self) -> str:
+        """The id of the stored trial."""
+        return str(self.row["trial_id"])
+
+    @property
+    def done(self) -> bool:
+        """Whether the last epoch has been returned."""
+        return len(self.records) == self.total_epochs
+
+    def run_epoch(self) -> EpochRecord:
+        """The next epoch; what ended the stored trial ends this one."""
+        if len(self.records) == len(self.stored):
+            error = (self.row["error"] or "").strip().rpartition("\n")[2]
+            if self.row["status"] == Status.DIVERGED:
+                raise DivergedError(error)
+            raise RuntimeError(f"the stored trial {self.source} was {self.row['status']} here: {error}")
+        self.records.append(self.stored[len(self.records)])
+        return self.records[-1]
+
+    def result(self) -> TrialResult:
+        """The stored metrics."""
+        told = {field.name: self.row[field.name] for field in METRICS}
+        return TrialResult(**{**told, "class_recall": tuple(told["class_recall"])})
+
+
+def check(spec: Spec, own: Store) -> None:
+    """Raise ConfigError if the sweep to replay has no trials, or real and replayed results would mix."""
+    name = spec.run.replay
+    if name is not None and not Store(spec.run.results, name).ids("trials"):
+        raise ConfigError(f"run.replay must name a sweep with trials in {spec.run.results}, but got {name!r}.")
+    rows = own.read_trials().select(["status", "replayed"]).to_pylist()
+    ended = [row for row in rows if row["status"] == Status.COMPLETED]
+    if any((row["replayed"] is None) == (name is not None) for row in ended):
+        what = "trained" if name is not None else "replayed from another sweep"
+        raise ConfigError(f"run.replay: results of {spec.sweep.name!r} were {what}; give this one another sweep.name.")
+
+
+@lru_cache(maxsize=4)
+def _stored(results: str, sweep: str) -> dict[str, list[Row]]:
+    """The trials of a sweep by all that must agree."""
+    alike: dict[str, list[Row]] = defaultdict(list)
+    for row in Store(results, sweep).read_trials().to_pylist():
+        if row["role"] == "student":
+            alike[_likeness(row)].append(row)
+    return alike
+
+
+@lru_cache(maxsize=4)
+def _epochs(results: str, sweep: str) -> dict[str, list[dict[str, Any]]]:
+    """The epochs of a sweep by trial."""
+    epochs: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in Store(results, sweep).read_epochs().to_pylist():
+        epochs[row.pop("trial_id")].append(row)
+    return epochs
+
+
+def _likeness(row: Row) -> str:
+    names = (field.name for field in IDENTITY if field.name not in _POINT)
+    return canonical([row[name] for name in names])
+
+
+def _found(trial: TrialConfig, stored: Mapping[str, list[Row]], sweep: str) -> Row:
+    wanted = rows.identity(trial, "student")
+    alike = stored.get(_likeness(wanted), [])
+    if not alike:
+        raise ConfigError(
+            f"run.replay: {sweep!r} has no trial of {trial.method.name} with this pair, data, recipe and seed."
+        )
+    key = trial_id(trial)
+    exact = next((row for row in alike if row["trial_id"] == key), None)
+    return exact or min(alike, key=lambda row: (_distance(json.loads(wanted["params"]), row), row["trial_id"]))
+
+
+def _distance(params: Mapping[str, Any], row: Row) -> float:
+    """Between two settings: the squared ratios of numbers in the logarithm; 100 for anything else that differs."""
+    mine, other = _flat(params), _flat(json.loads(row["params"]))
+    total = 0.0
+    for name in mine.keys() | other.keys():
+        a, b = mine.get(name), other.get(name)
+        if isinstance(a, int | float) and isinstance(b, int | float) and min(a, b) > 0:
+            total += math.log(a / b) ** 2
+        elif a != b:
+            total += 100.0
+    return total
+
+
+def _flat(params: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in params.items():
+        flat |= {f"{name}.{key}": own for key, own in value.items()} if isinstance(value, Mapping) else {name: value}
+    return flat

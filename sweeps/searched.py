@@ -1,0 +1,305 @@
+"""What [search] varies in each cell of the grid, and what a point means for a trial."""
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from kdtrain import methods, models
+from kdtrain.config import ConfigError, MethodRef, Recipe, TrialConfig, parse, unknown
+from kdtrain.methods.base import Range
+from sweeps import space
+from sweeps.schema import OBJECTIVES
+from sweeps.space import Dimension, Point, Space
+from sweeps.tables import SEARCHED, SearchTable, Spec, method_entry, split_pair
+
+TRAIN, STUDENT = "train", "student"  # the tables of [search.space] that are no method's
+FAMILY = "family"  # the dimension that says the student's family; `resnet.depth` and `resnet.width` are resnet's
+NEVER = {  # what a search may not vary, and why
+    "seed": "the best seed is no better method",
+    "view_seed": "the best seed is no better method",
+    "subset_seed": "points must be compared on the same images",
+    "val_size": "points must be compared on the same images",
+    "epochs": "points must be compared after the same epochs",
+}
+
+
+def check(spec: Spec) -> None:
+    """Raise ConfigError unless [search], [scheduler] and [confirm] fit each other and the grid."""
+    search = spec.search
+    if search is None:
+        for name in ("scheduler", "confirm"):
+            if getattr(spec, name) is not None:
+                raise ConfigError(f"[{name}] needs a [search] whose trials it is about.")
+        if any(split_pair(pair)[1] == SEARCHED for pair in spec.grid.pair):
+            raise ConfigError("grid.pair must name a student where there is no [search], but got '*'.")
+        return
+    if not spec.data.val_size:
+        raise ConfigError("data.val_size must be above 0 for [search], which chooses on held-out images, but got 0.")
+    if spec.probe:
+        raise ConfigError("[[probe]] and [search] must not stand in one spec: probe the winners in another sweep.")
+    _check_names(spec, search)
+    _check_objectives(spec, search)
+    _check_seeds(spec, search)
+    if spec.scheduler is not None:
+        _check_scheduler(spec, search)
+
+
+def _check_names(spec: Spec, search: SearchTable) -> None:
+    """Each table of [search] is of a method of the grid, of the recipe or of the student."""
+    used = {method_entry(entry).name for entry in spec.grid.method}
+    for name in search.space:
+        if name not in {*used, TRAIN, STUDENT}:
+            raise ConfigError(unknown("table", name, {*used, TRAIN, STUDENT}, "search.space"))
+    for name in search.start:
+        if name not in used:
+            raise ConfigError(unknown("method", name, used, "search.start"))
+    searched = [pair for pair in spec.grid.pair if split_pair(pair)[1] == SEARCHED]
+    if bool(searched) != bool(search.space.get(STUDENT)):
+        raise ConfigError(
+            "[search.space.student] and a pair such as 'resnet56/*' need each other, "
+            f"but got the pairs {', '.join(spec.grid.pair)}."
+        )
+
+
+def _check_objectives(spec: Spec, search: SearchTable) -> None:
+    for name in search.objectives:
+        if name not in OBJECTIVES:
+            raise ConfigError(unknown("objective", name, OBJECTIVES, "search.objectives"))
+    costs = OBJECTIVES.keys() - {"val_acc"}
+    for name in search.limits:
+        if name not in costs:
+            raise ConfigError(unknown("limit", name, costs, "search.limits"))
+    if "val_acc" not in search.objectives:
+        raise ConfigError(f"search.objectives must have val_acc, but got {search.objectives!r}.")
+    if (len(search.objectives) > 1 or search.limits) and any(
+        split_pair(pair)[1] != SEARCHED for pair in spec.grid.pair
+    ):
+        raise ConfigError("search.objectives and search.limits on a student's costs need pairs such as 'resnet56/*'.")
+    if len(search.objectives) > 1 and (search.sampler == "cmaes" or spec.scheduler is not None):
+        other = "sampler = 'cmaes'" if search.sampler == "cmaes" else "[scheduler]"
+        raise ConfigError(f"search.objectives must be val_acc alone with {other}, but got {search.objectives!r}.")
+
+
+def _check_seeds(spec: Spec, search: SearchTable) -> None:
+    seeds, confirm = spec.grid.seed, spec.confirm
+    if search.score == "val_acc" and len(seeds) > 1:
+        raise ConfigError(f"grid.seed must be one seed unless search.score = 'mean_over_seeds', but got {seeds!r}.")
+    if search.score == "mean_over_seeds" and len(seeds) == 1:
+        raise ConfigError(f"grid.seed must be two or more for search.score = 'mean_over_seeds', but got {seeds!r}.")
+    if confirm is None:
+        return
+    if both := set(confirm.seed) & set(seeds):
+        raise ConfigError(f"confirm.seed must be fresh, but {min(both)} is one of grid.seed, which the search saw.")
+    if search.trials is not None and confirm.top > search.trials:
+        raise ConfigError(f"confirm.top must be at most search.trials, {search.trials}, but got {confirm.top}.")
+
+
+def _check_scheduler(spec: Spec, search: SearchTable) -> None:
+    table, seeds = spec.scheduler, len(spec.grid.seed)
+    assert table is not None
+    if (table.name == "wilcoxon") != (search.score == "mean_over_seeds"):
+        raise ConfigError(
+            "scheduler.name must be 'wilcoxon' for search.score = 'mean_over_seeds' and only there, "
+            f"but got {table.name!r}."
+        )
+    # The smallest p of n signed ranks of one sign is 2^-n; the last seed ends the point anyway.
+    least = math.floor(-math.log2(table.p_threshold)) + 2
+    if table.name == "wilcoxon" and seeds < least:
+        raise ConfigError(f"grid.seed must have {least} seeds or more, or wilcoxon stops nothing, but got {seeds}.")
+
+
+def space_of(spec: Spec, ref: MethodRef, student: str) -> Space:
+    """What is searched in a cell: of its method, of the recipe, and of its student where that is `*`.
+
+    ref: the cell's method with the parameters that the grid gives, which are not searched by default.
+    """
+    assert spec.search is not None
+    tables = spec.search.space
+    found = _method_space(spec, ref)
+    for name, entry in tables.get(TRAIN, {}).items():
+        path = f"search.space.{TRAIN}.{name}"
+        _refuse(name, path)
+        if name not in Recipe.model_fields:
+            raise ConfigError(unknown("key", name, Recipe.model_fields, f"search.space.{TRAIN}"))
+        if name in spec.recipe_axes:
+            raise ConfigError(f"{path} must not be searched, as grid.{name} gives it.")
+        dim = space.dimension(entry, path, whole=Recipe.model_fields[name].annotation is int)
+        for value in _extremes(dim):
+            parse(Recipe, {name: value}, path)
+        found[f"{TRAIN}.{name}"] = dim
+    if student == SEARCHED:
+        found |= _student_space(tables[STUDENT])
+    space.check_conditions(found, "search.space")
+    return found
+
+
+def _method_space(spec: Spec, ref: MethodRef) -> Space:
+    """The method's own space, or what the spec says instead."""
+    assert spec.search is not None
+    fixed = set(_flat(ref, ref.params))
+    table = spec.search.space.get(ref.name)
+    if table is None:
+        default = methods.search_space(ref)
+        return {name: _default(entry) for name, entry in default.items() if name not in fixed}
+    found: Space = {}
+    for name, entry in _flat(ref, table).items():
+        path = f"search.space.{ref.name}.{name}"
+        _refuse(name.rpartition(".")[2], path)
+        if name in fixed:
+            raise ConfigError(f"{path} must not be searched, as the grid gives it.")
+        dim = space.dimension(entry, path, methods.whole(ref, name))
+        for value in _extremes(dim):
+            methods.resolve(methods.with_values(ref, {name: value}), path)
+        found[name] = dim
+    return found
+
+
+def _refuse(name: str, path: str) -> None:
+    if name in NEVER:
+        raise ConfigError(f"{path} must not be searched: {NEVER[name]}.")
+    if name.startswith("test"):
+        raise ConfigError(f"{path} must not be searched: the test set is for the end.")
+
+
+def _default(entry: Range | tuple[Any, ...]) -> Dimension:
+    if isinstance(entry, Range):
+        return Dimension(low=float(entry.low), high=float(entry.high), log=entry.log)
+    return Dimension(choices=tuple(entry))
+
+
+def _extremes(dim: Dimension) -> Iterable[Any]:
+    """The values that a Config must take: if it takes the ends of a range, it takes what lies between."""
+    if dim.choices is not None:
+        return dim.choices
+    assert dim.low is not None
+    assert dim.high is not None
+    return dim.cast(dim.low), dim.cast(dim.high)
+
+
+def _flat(ref: MethodRef, table: Mapping[str, Any]) -> dict[str, Any]:
+    """A table by parameter, for `a+b` from one by part."""
+    if "+" not in ref.name:
+        return dict(table)
+    flat: dict[str, Any] = {}
+    for part, own in table.items():
+        if not isinstance(own, Mapping):
+            raise ConfigError(f"search: {part} of {ref.name} must be a table of that method's parameters, got {own!r}.")
+        flat |= {f"{part}.{name}": entry for name, entry in own.items()}
+    return flat
+
+
+def _student_space(tables: Mapping[str, Any]) -> Space:
+    """The families of students, with their depths and widths."""
+    found: Space = {FAMILY: Dimension(choices=tuple(tables))}
+    for family, table in tables.items():
+        path = f"search.space.{STUDENT}.{family}"
+        if not isinstance(table, Mapping):
+            raise ConfigError(f"{path} must be a table with depth and width, but got {table!r}.")
+        for name, entry in table.items():
+            if name not in ("depth", "width"):
+                raise ConfigError(unknown("key", name, ("depth", "width"), path))
+            dim = space.dimension(entry, f"{path}.{name}", whole=name == "depth")
+            if dim.values is None:
+                raise ConfigError(f"{path}.{name} must have a step or be a list: networks are counted.")
+            found[f"{family}.{name}"] = dim.model_copy(update={"when": {FAMILY: family}})
+    list(students(found))  # each can be built
+    return found
+
+
+def students(searched: Space) -> Iterator[str]:
+    """The names of all students in a space; none where the student is not searched."""
+    if FAMILY not in searched:
+        return
+    for family in searched[FAMILY].choices or ():
+        own = {key: searched.get(f"{family}.{key}") for key in ("depth", "width")}
+        values = [dim.values or () if dim is not None else (None,) for dim in own.values()]
+        for depth, width in itertools.product(*values):
+            yield models.named(family, depth, width, f"search.space.{STUDENT}.{family}")
+
+
+def student_of(point: Point) -> str | None:
+    """The student that a point names; None where the student is not searched."""
+    if FAMILY not in point:
+        return None
+    family = point[FAMILY]
+    return models.named(family, point.get(f"{family}.depth"), point.get(f"{family}.width"), STUDENT)
+
+
+def placed(
+    point: Point, recipe: Mapping[str, Any], ref: MethodRef, student: str
+) -> tuple[dict[str, Any], MethodRef, str]:
+    """Recipe, method and student with the values of a point."""
+    own, values = dict(recipe), {}
+    for name, value in point.items():
+        head, _, tail = name.partition(".")
+        if head == TRAIN:
+            own[tail] = value
+        elif name != FAMILY and head != point.get(FAMILY):
+            values[name] = value
+    return own, methods.with_values(ref, values), student_of(point) or student
+
+
+def starts(spec: Spec, ref: MethodRef, searched: Space) -> list[Point]:
+    """The points that are tried first: those of the spec, else the method's parameters as they are without a search.
+
+    ref: the cell's method with what the grid and overrides say. ConfigError for a point that is none of the space.
+    """
+    assert spec.search is not None
+    given = spec.search.start.get(ref.name)
+    if given is None:
+        values = methods.defaults(ref) | {f"{TRAIN}.{key}": value for key, value in spec.train.model_dump().items()}
+        point = {name: values[name] for name in searched if name in values}
+        return [] if space.misfit(searched, point) else [point]
+    found = []
+    for i, entry in enumerate(given):
+        point = _flat_start(entry)
+        if (reason := space.misfit(searched, point)) is not None:
+            raise ConfigError(f"search.start.{ref.name}[{i}] must be a point of the space, but {reason}.")
+        found.append({name: point[name] for name in searched if name in point})
+    return found
+
+
+def _flat_start(entry: Mapping[str, Any]) -> Point:
+    """A starting point by dimension: tables of parts, of `train` and of a family are flattened."""
+    flat: Point = {}
+    for name, value in entry.items():
+        flat |= {f"{name}.{key}": own for key, own in value.items()} if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
+def without(trial: TrialConfig, searched: Space) -> TrialConfig:
+    """The trial with the defaults of all that is searched; a searched student stays `*`."""
+    recipe = {name.partition(".")[2] for name in searched if name.startswith(f"{TRAIN}.")}
+    plain = methods.defaults(MethodRef(name=trial.method.name))
+    own = {name: plain[name] for name in searched if name in plain}
+    train = trial.train.model_copy(update={name: Recipe.model_fields[name].default for name in recipe})
+    return trial.model_copy(update={"train": train, "method": methods.with_values(trial.method, own)})
+
+
+def examples(searched: Space, first: list[Point]) -> Iterator[Point]:
+    """Points that together have every choice of a space, and every student. The first is a starting point, if any."""
+    yield from first
+    base = first[0] if first else {}
+    architecture = {name: dim for name, dim in searched.items() if FAMILY in (name, *dim.when)}
+    for network in space.points(architecture) or ():
+        yield _completed(searched, {**base, **network})
+    for name, dim in searched.items():
+        for value in dim.choices or () if name not in architecture else ():
+            yield _completed(searched, {**base, name: value})
+
+
+def _completed(searched: Space, given: Point) -> Point:
+    """A point with the values given; of the rest it has the first choices and the lower ends."""
+    point: Point = {}
+    for name, dim in searched.items():
+        if space.exists(dim, point):
+            value = given.get(name)
+            first = dim.values[0] if dim.values is not None else dim.low
+            point[name] = value if value is not None and dim.holds(value) else first
+    return point
+
+
+def own_teachers(ref: MethodRef) -> bool:
+    """Whether the teachers of a method depend on its parameters or its student: each point may need others."""
+    return methods.self_taught(ref) or bool(methods.assistants(ref))

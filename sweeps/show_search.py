@@ -1,0 +1,133 @@
+"""The searches of a sweep as text: what is planned, and how far they are."""
+
+from collections.abc import Iterable, Iterator
+from itertools import repeat
+from typing import Any
+
+from rich.table import Table
+
+from kdtrain.build import trial_id
+from kdtrain.config import TrialConfig
+from sweeps import searched
+from sweeps.cells import Axes
+from sweeps.job import Job
+from sweeps.points import Tried, best
+from sweeps.schema import Status
+from sweeps.searches import Search
+from sweeps.space import Space, told
+from sweeps.tables import Spec
+from sweeps.words import count
+
+
+def table(found: Iterable[Search]) -> Table:
+    """One line a study: how many of its points and confirmations are done."""
+    shown = Table(box=None, pad_edge=False)
+    for header in ("method", "pair", "fraction", "points", "confirmed"):
+        shown.add_column(header, overflow="fold")  # where there is no terminal, rich takes 80 columns
+    for search in found:
+        axes = search.study.axes
+        ended = sum(each.ended(search.seeds) for each in search.tried)
+        confirmations = min(search.top, search.budget) * len(search.fresh)
+        confirmed = f"{confirmations - search.confirmations_left}/{confirmations}" if confirmations else "-"
+        shown.add_row(method(axes), axes["pair"], f"{axes['fraction']:g}", f"{ended}/{search.budget}", confirmed)
+    return shown
+
+
+def spaces(found: Iterable[Search]) -> Iterator[str]:
+    """What is searched of each method and of students, a line each."""
+    lines = {}
+    for search in found:
+        whole = search.study.space
+        network = {name: dim for name, dim in whole.items() if searched.FAMILY in (name, *dim.when)}
+        own = {name: dim for name, dim in whole.items() if name not in network}
+        lines[f"space of {method(search.study.axes)}"] = _dimensions(own) or "nothing to search"
+        if network:
+            without = {name: dim.model_copy(update={"when": {}}) for name, dim in network.items()}
+            lines[f"students of {search.study.axes['pair']}"] = _dimensions(without)
+    return (f"{name}: {line}" for name, line in lines.items())
+
+
+def _dimensions(space: Space) -> str:
+    return ", ".join(f"{name} {told(dim)}" for name, dim in space.items())
+
+
+def method(axes: Axes) -> str:
+    """The method of a study with what the grid gives it."""
+    shown = ("method", "pair", "fraction", "seed")
+    return " ".join([axes["method"], *(f"{key}={value}" for key, value in axes.items() if key not in shown)])
+
+
+def how(spec: Spec) -> str:
+    """How the points of a spec's searches are chosen, judged, stopped and confirmed, in a sentence."""
+    search, scheduler, confirm = spec.search, spec.scheduler, spec.confirm
+    assert search is not None
+    parts = [f"Points are chosen by {search.sampler} for {', '.join(search.objectives)}"]
+    if len(spec.grid.seed) > 1:
+        parts.append(f"mean over the seeds {' '.join(map(str, spec.grid.seed))}")
+    if search.limits:
+        parts.append("within " + ", ".join(f"{name} <= {limit:g}" for name, limit in search.limits.items()))
+    if search.prior:
+        parts.append(f"after the best of {search.prior}")
+    if scheduler is not None:
+        parts.append(f"stopped early by {scheduler.name}")
+    if confirm is not None:
+        seeds = " ".join(map(str, confirm.seed))
+        parts.append(f"and the best {confirm.top} trained again on all images with the seeds {seeds}")
+    if spec.run.replay:
+        parts.append(f"replayed from {spec.run.replay}: nothing is trained")
+    return ", ".join(parts) + "."
+
+
+def planned(found: Iterable[Search]) -> Iterator[TrialConfig]:
+    """Trials that cost what all of the searches does, done or not; of a searched student each in turn."""
+    for search in found:
+        trial, confirmation = search.study.example, search.study.confirmation
+        names = list(dict.fromkeys(searched.students(search.study.space))) or [trial.student]
+        for i in range(search.budget * len(search.seeds)):
+            yield trial.model_copy(update={"student": names[i % len(names)]})
+        if confirmation is not None:
+            for i in range(min(search.top, search.budget) * len(search.fresh)):
+                yield confirmation.model_copy(update={"student": names[i % len(names)]})
+
+
+def to_run(found: Iterable[Search]) -> Iterator[TrialConfig]:
+    """Trials that cost what is left of the searches, at most."""
+    for search in found:
+        yield from repeat(search.study.example, search.search_trials_left)
+        if search.study.confirmation is not None:
+            yield from repeat(search.study.confirmation, search.confirmations_left)
+
+
+def progress(found: Iterable[Search]) -> Iterator[str]:
+    """How far each search is, a line a study."""
+    for search in found:
+        axes = search.study.axes
+        ended = [each for each in search.tried if each.ended(search.seeds)]
+        states = [each.status(search.seeds) for each in ended]
+        told_states = [f"{states.count(status)} {status}" for status in Status if status in states]
+        told_states += [f"{len(search.tried) - len(ended)} under way"] if len(ended) < len(search.tried) else []
+        line = f"{method(axes)} {axes['pair']} fraction {axes['fraction']:g}: {len(ended)}/{search.budget} points"
+        line += f" ({', '.join(told_states)})" if told_states else ""
+        if leader := best(search.tried, search.seeds, search.table.objectives, 1):
+            line += f", best {_score(leader[0], search)}"
+        if search.over and search.top:
+            left = search.confirmations_left
+            line += f", {count(left, 'confirmation')} left" if left else ", confirmed"
+        yield f"{line}."
+
+
+def _score(each: Tried, search: Search) -> str:
+    values: Any = each.values(search.seeds, search.table.objectives)
+    scores = ", ".join(f"{name} {value:.6g}" for name, value in zip(search.table.objectives, values, strict=True))
+    point = " ".join(f"{name}={value}" for name, value in each.point.items())
+    return f"{scores} at {point}" if point else scores
+
+
+def under_way(found: Iterable[Search], asked: Iterable[Job]) -> dict[str, TrialConfig]:
+    """The trials of searches that may have begun and have not ended, by id."""
+    trials = {job.id: job.trial for job in asked}
+    for search in found:
+        for each, seed in search.missing(search.tried) if search.over else ():
+            trial, _ = search.study.cell.confirmation(each.point, seed)
+            trials[trial_id(trial)] = trial
+    return trials
