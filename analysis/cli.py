@@ -82,9 +82,30 @@ def html(
     from analysis.html import render  # plotly takes a second to import
 
     folder, names = resolve(results)
+    _write(render(folder, names), _page(results, output, "report.html"))
+
+
+@app.command(epilog="Example: kd-report search results/cid_search -o search.html")
+def search(
+    results: Results,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The page; without it, search.html in the folder.")
+    ] = None,
+) -> None:
+    """Print the studies of a search, and write one HTML file with plots of each and of methods at equal budgets."""
+    from analysis import search_page  # Optuna and plotly take seconds to import
+    from analysis.search import load_searches, render
+
+    folder, names = resolve(results)
+    page, found = _page(results, output, "search.html"), load_searches(folder, names)
+    typer.echo(render(found), nl=False)
+    _write(search_page.render(found), page)
+
+
+def _page(results: str, output: Path | None, name: str) -> Path:
     if output is None and "://" in results:
         raise ReportError(f"-o FILE is needed where the results are at a URI, but got only {results}.")
-    _write(render(folder, names), output or Path(results).expanduser() / "report.html")
+    return output or Path(results).expanduser() / name
 
 
 def _form_of(output: Path | None) -> Format:

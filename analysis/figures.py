@@ -19,10 +19,10 @@ from analysis.render import cells
 from analysis.stats import mean, sample_std
 from analysis.tables import row_name
 
-_LIGHT = ["#2f6fde", "#c93c50", "#1d8a5f", "#b7791f", "#7b4fc9", "#0e8fa8", "#c2418f", "#6b7280", "#8a5a2b", "#5b8c00"]
-_DARK = ["#7aa7ff", "#ff8a97", "#5fd3a2", "#f2bd5c", "#bb9bff", "#5fd0e6", "#f291cc", "#a9b2c0", "#cfa37a", "#b3dd5a"]
-_DASHES = ("solid", "dash", "dot", "dashdot")
-_BAND_OPACITY = 0.16
+LIGHT = ["#2f6fde", "#c93c50", "#1d8a5f", "#b7791f", "#7b4fc9", "#0e8fa8", "#c2418f", "#6b7280", "#8a5a2b", "#5b8c00"]
+DARK = ["#7aa7ff", "#ff8a97", "#5fd3a2", "#f2bd5c", "#bb9bff", "#5fd0e6", "#f291cc", "#a9b2c0", "#cfa37a", "#b3dd5a"]
+DASHES = ("solid", "dash", "dot", "dashdot")
+BAND_OPACITY = 0.16
 Styles = Mapping[str, int]  # display name of a method -> its place in the palette
 
 
@@ -45,7 +45,7 @@ def epoch_figures(groups: list[Group], epochs: pd.DataFrame, sweep: str) -> list
         places[group.dataset, group.column].append(group)
     figures = []
     for (dataset, column), members in places.items():
-        plot = _layout("Epoch")
+        plot = layout("Epoch")
         for group in members:
             _add_curve(plot, group, epochs, styles)
         if plot.data:
@@ -71,7 +71,7 @@ def fraction_figures(groups: list[Group], sweep: str) -> list[Figure]:
         fractions = sorted({group.column.fraction for group in members})
         if len(fractions) < 2:
             continue
-        plot = _layout(f"Training images of {dataset_name(dataset.split(ONTO)[-1])} (%)")
+        plot = layout(f"Training images of {dataset_name(dataset.split(ONTO)[-1])} (%)")
         plot.update_xaxes(tickvals=[100 * fraction for fraction in fractions])
         rows: dict[str, list[Group]] = defaultdict(list)
         for group in members:
@@ -139,18 +139,18 @@ def _add_fractions(plot: go.Figure, name: str, groups: list[Group], place: int) 
 
 def _add(plot: go.Figure, name: str, place: int, trace: Mapping[str, Any]) -> None:
     """Add a trace in the colours of `place`. Names come from data and are escaped: plotly reads tags in them."""
-    light, dark = _LIGHT[place % len(_LIGHT)], _DARK[place % len(_DARK)]
+    light, dark = LIGHT[place % len(LIGHT)], DARK[place % len(DARK)]
     red, green, blue = (int(light[i : i + 2], 16) for i in (1, 3, 5))
     plot.add_scatter(
         legendgroup=html.escape(name),
-        line={"color": light, "width": 2, "dash": _DASHES[place // len(_LIGHT) % len(_DASHES)]},
-        fillcolor=f"rgba({red},{green},{blue},{_BAND_OPACITY})",
+        line={"color": light, "width": 2, "dash": DASHES[place // len(LIGHT) % len(DASHES)]},
+        fillcolor=f"rgba({red},{green},{blue},{BAND_OPACITY})",
         meta={"light": light, "dark": dark},
         **trace,
     )
 
 
-def _layout(x_title: str) -> go.Figure:
+def layout(x_title: str) -> go.Figure:
     """An empty figure on a transparent background; the report's script sets the colours of text and lines."""
     axis = {"showline": True, "ticks": "outside", "ticklen": 4, "zeroline": False}
     return go.Figure(

@@ -40,7 +40,7 @@ def render(results: str, names: list[str]) -> str:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters["json_script"] = _json_script
+    environment.filters["json_script"] = json_script
     environment.globals |= {
         "cells": cells,
         "dataset_name": dataset_name,
@@ -53,8 +53,8 @@ def render(results: str, names: list[str]) -> str:
         title=names[0] if len(names) == 1 else f"{len(names)} sweeps",
         sections=sections,
         has_figures=any(section.epoch_figures or section.fraction_figures for section in sections),
-        style=_asset("report.css"),
-        script=_asset("report.js"),
+        style=asset("report.css"),
+        script=asset("report.js"),
         plotly=Markup(get_plotlyjs()),
     )
 
@@ -76,11 +76,12 @@ def _section(results: str, name: str) -> Section:
     )
 
 
-def _asset(name: str) -> Markup:
+def asset(name: str) -> Markup:
+    """A style sheet or script of the templates, as it is."""
     return Markup(resources.files("analysis").joinpath("templates", name).read_text(encoding="utf-8"))
 
 
-def _json_script(figure: Figure) -> Markup:
+def json_script(figure: Figure) -> Markup:
     """The figure as JSON that cannot end the script element it stands in."""
     text = str(figure.plot.to_json())
     for char in "<>&\u2028\u2029":

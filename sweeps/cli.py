@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from kdtrain.config import ConfigError
-from sweeps import changes, plan, replay, show, spec
+from sweeps import changes, cli_study, plan, replay, show, spec
 from sweeps.job import Missing, asked, missing, source_of
 from sweeps.published import bring
 from sweeps.schema import Status
@@ -26,6 +26,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(cli_study.app, name="study")
 SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="The sweep's TOML file.")]
 Results = Annotated[str | None, typer.Option("--results", help="Folder or URI for results instead of run.results.")]
 Planned = tuple[Spec, str, plan.Plan]

@@ -1,4 +1,7 @@
-"""Imports go one way: analysis -> sweeps.{store,schema}; sweeps -> kdtrain; each layer in a fresh process."""
+"""Imports go one way: analysis -> sweeps.{store,schema,optuna_studies}; sweeps -> kdtrain.
+
+Each layer is imported in a fresh process.
+"""
 
 import ast
 import subprocess
@@ -8,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-RAY_FILES = {"sweeps/search.py", "sweeps/trainable.py", "sweeps/progress.py", "sweeps/run.py"}
+RAY_FILES = {"sweeps/scheduler.py", "sweeps/search.py", "sweeps/trainable.py", "sweeps/progress.py", "sweeps/run.py"}
 
 
 def modules_after(statement: str) -> set[str]:
@@ -24,7 +27,9 @@ def modules_after(statement: str) -> set[str]:
         ("import kdtrain.cli", {"torch"}, {"ray", "pyarrow", "sweeps", "analysis"}),
         ("import sweeps.store", {"pyarrow"}, {"ray", "torch", "kdtrain", "analysis"}),
         ("import sweeps.cli", {"torch", "pyarrow"}, {"ray", "analysis"}),  # plan and status start at once
-        ("import analysis.cli, analysis.html", {"pyarrow"}, {"ray", "torch", "kdtrain", "sweeps.spec"}),
+        ("import sweeps.optuna_studies", {"optuna"}, {"ray", "torch", "kdtrain", "analysis"}),
+        ("import analysis.cli, analysis.html", {"pyarrow"}, {"ray", "torch", "kdtrain", "sweeps.spec", "optuna"}),
+        ("import analysis.search_page", {"optuna", "plotly"}, {"ray", "torch", "kdtrain", "sweeps.spec"}),
     ],
 )
 def test_layer_loads_only_what_it_may(statement, allowed, forbidden):
@@ -46,6 +51,17 @@ def imported(path: Path) -> set[str]:
 def test_only_these_files_import_ray():
     files = [path for package in ("kdtrain", "sweeps", "analysis") for path in (ROOT / package).rglob("*.py")]
     assert {str(path.relative_to(ROOT)) for path in files if "ray" in imported(path)} == RAY_FILES
+
+
+def test_analysis_imports_only_the_leaves_of_sweeps():
+    found = set()
+    for path in (ROOT / "analysis").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module == "sweeps":
+                found |= {f"sweeps.{alias.name}" for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sweeps."):
+                found.add(node.module)
+    assert found == {"sweeps.schema", "sweeps.store", "sweeps.optuna_studies"}
 
 
 @pytest.mark.parametrize(

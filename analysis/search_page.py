@@ -1,0 +1,70 @@
+"""Searches -> one HTML file that opens without a network, as the report does."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from analysis.figures import Figure
+from analysis.html import asset, json_script
+from analysis.names import images_name
+from analysis.render.cells import pair
+from analysis.search import HEADINGS, Searched, Study, accuracy, caption, counts, lines, told
+from analysis.search_curves import EXPLANATION, best_of_n
+from analysis.search_figures import Panel, panels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """What the page shows of one sweep."""
+
+    searched: Searched
+    caption: str
+    lines: list[tuple[str, ...]]
+    curves: list[Panel]
+    studies: list[tuple[str, str, list[Panel]]]  # heading, sentence, panels
+
+
+def render(found: Sequence[Searched]) -> str:
+    """The page of these sweeps' searches."""
+    environment = Environment(
+        loader=PackageLoader("analysis"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters["json_script"] = lambda plot: json_script(Figure(plot=plot, caption=""))
+    sections = [_section(searched) for searched in found]
+    return environment.get_template("search.html.j2").render(
+        title=found[0].sweep if len(found) == 1 else f"{len(found)} sweeps",
+        sections=sections,
+        headings=HEADINGS,
+        explanation=EXPLANATION,
+        style=asset("report.css"),
+        script=asset("search.js"),
+        plotly=Markup(get_plotlyjs()),
+    )
+
+
+def _section(searched: Searched) -> Section:
+    return Section(
+        searched=searched,
+        caption=caption(searched),
+        lines=lines(searched),
+        curves=best_of_n(searched),
+        studies=[(_heading(study), _sentence(study), panels(study)) for study in searched.studies],
+    )
+
+
+def _heading(study: Study) -> str:
+    return f"{study.name}, {pair(study.column)}, {images_name(study.dataset, study.column.fraction)}"
+
+
+def _sentence(study: Study) -> str:
+    if study.best is None:
+        return f"Study {study.search.id}. No point has completed: {counts(study)}."
+    weighed = ", ".join(study.search.objectives)
+    return f"Study {study.search.id}, by {weighed}. Best: {accuracy(study.best)} % with {told(study.best.values)}."
