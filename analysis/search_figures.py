@@ -52,7 +52,9 @@ class Panel:
 
 
 def panels(study: Study) -> list[Panel]:
-    """All that is shown of one study."""
+    """All that is shown of one study; nothing where nothing is searched."""
+    if not study.search.distributions:
+        return []
     weights = importances(study)
     plane = plane_of(study, weights)
     if not study.best:

@@ -67,4 +67,6 @@ def _sentence(study: Study) -> str:
     if study.best is None:
         return f"Study {study.search.id}. No point has completed: {counts(study)}."
     weighed = ", ".join(study.search.objectives)
-    return f"Study {study.search.id}, by {weighed}. Best: {accuracy(study.best)} % with {told(study.best.values)}."
+    values = told(study.best.values)
+    best = f"Best: {accuracy(study.best)} % with {values}" if values else f"Nothing to search: {accuracy(study.best)} %"
+    return f"Study {study.search.id}, by {weighed}. {best}."
