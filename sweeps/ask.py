@@ -16,7 +16,7 @@ from optuna.distributions import (
 )
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, NopPruner, WilcoxonPruner
-from optuna.trial import TrialState, create_trial
+from optuna.trial import TrialState
 
 from kdtrain.config import canonical, digest
 from sweeps import space
@@ -26,7 +26,6 @@ from sweeps.schema import OBJECTIVES, Status
 from sweeps.searches import Search
 from sweeps.space import Dimension, Point
 
-RETRIES = 50  # of a sampler that offers what was tried or exceeds the limits; then a point is drawn at random
 MANY = 100_000  # points that are counted to find those not tried yet
 _STATES = {
     Status.COMPLETED: TrialState.COMPLETE,
@@ -48,19 +47,17 @@ class Asking:
         self.search, self.space = search, search.study.space
         self.one_by_one = p_threshold is not None
         self.points = {each.number: each for each in search.tried}
-        self.seen = {canonical(each.point) for each in search.tried}
+        self.seen = {self._key(each.point) for each in search.tried}
         self.next_number = search.next_number
         self.trials: dict[int, Trial] = {}  # of the points under way
         self.queue = [("start", point) for point in search.study.starts]
         self.queue += [("prior", point) for point in search.prior]
+        self.sampler = SAMPLERS[search.table.sampler]
         self.optuna = self._new_study(p_threshold)
-        ended = [each for each in search.tried if each.ended(search.seeds)]
-        for each in ended:
-            self.optuna.add_trial(self._frozen(each))
         for each in search.tried:
-            if not each.ended(search.seeds):
-                self.trials[each.number] = self._fixed(each.point)
-                self._report_seeds(each)
+            trial = self.trials[each.number] = self._fixed(each.point)
+            self._report_steps(trial, each)
+            self._close_if_ended(each)
 
     @property
     def left(self) -> int:
@@ -88,99 +85,93 @@ class Asking:
     def ask(self) -> Tried:
         """The next point. It is none that was tried, and its student is within the limits."""
         assert self.left, "the budget is spent"
-        origin, (trial, point) = "sampler", (None, {})
-        while self.queue and trial is None:
-            origin, wanted = self.queue.pop(0)
-            if self._is_new(wanted) and not self.search.excess(wanted):
-                trial, point = self._fixed(wanted), wanted
-        if trial is None:
-            origin, (trial, point) = "sampler", self._sampled()
+        while self.queue:
+            origin, point = self.queue.pop(0)
+            if self._may_try(point):
+                return self._begin(origin, point, self._fixed(point))
+        trial, point = self._sampled()
+        return self._begin("sampler", point, trial)
+
+    def _begin(self, origin: str, point: Point, trial: Trial) -> Tried:
         each = Tried(self.next_number, point, origin)
         self.next_number += 1
         self.points[each.number], self.trials[each.number] = each, trial
-        self.seen.add(canonical(point))
+        self.seen.add(self._key(point))
         return each
 
     def report(self, number: int, epoch: int, accuracy: float) -> None:
         """A trial of a point with one seed has done an epoch."""
         if len(self.search.seeds) == 1 and len(self.search.table.objectives) == 1 and number in self.trials:
-            self.trials[number].report(accuracy, epoch)
+            self._report(self.trials[number], epoch, accuracy)
 
     def tell(self, number: int, seed: int, row: dict[str, Any]) -> list[int]:
         """A trial of a point has ended. Returns the seeds with which it is not worth trying.
 
         row: status, and of a completed trial the columns of the objectives.
         """
-        each = self.points[number]
+        each, trial, seeds = self.points[number], self.trials[number], self.search.seeds
         each.rows[seed] = row
-        trial, seeds = self.trials[number], self.search.seeds
-        left = [other for other in seeds if other not in each.rows]
-        if left and len(seeds) > 1 and row["status"] == Status.COMPLETED:
-            self._report_seeds(each)
-            return left if trial.should_prune() else []
-        if not left:
-            del self.trials[number]
-            values = each.values(seeds, self.search.table.objectives)
-            state = _STATES[each.status(seeds)]
-            if values is not None:
-                self.optuna.tell(trial, values)
-            else:
-                self.optuna.tell(trial, state=state)
-        return []
+        if len(seeds) > 1:
+            self._report_steps(trial, each)
+        self._close_if_ended(each)
+        worse = self.one_by_one and row["status"] == Status.COMPLETED and number in self.trials and trial.should_prune()
+        return [other for other in seeds if other not in each.rows] if worse else []
 
-    def _report_seeds(self, each: Tried) -> None:
-        """Tell the trial the accuracies so far, by the place of their seeds."""
-        seeds, trial = self.search.seeds, self.trials[each.number]
-        if len(seeds) == 1 or len(self.search.table.objectives) > 1:
+    def _report_steps(self, trial: Trial, each: Tried) -> None:
+        for step, accuracy in self._steps(each).items():
+            self._report(trial, step, accuracy)
+
+    def _report(self, trial: Trial, step: int, accuracy: float) -> None:
+        """Tell a trial an accuracy, once: one whose worker died repeats its last epochs."""
+        if step not in self.optuna.get_trials(deepcopy=False)[trial.number].intermediate_values:
+            trial.report(accuracy, step)
+
+    def _steps(self, each: Tried) -> dict[int, float]:
+        """The accuracies that a point's rows have: of several seeds by the place of each, of one by its last epoch."""
+        seeds, rows = self.search.seeds, each.rows
+        if len(self.search.table.objectives) > 1:
+            return {}
+        known = [(place, rows[seed]) for place, seed in enumerate(seeds) if seed in rows]
+        return {
+            place if len(seeds) > 1 else row["epochs_done"]: row["val_acc"]
+            for place, row in known
+            if row.get("val_acc") is not None
+        }
+
+    def _close_if_ended(self, each: Tried) -> None:
+        """Tell Optuna how a point has ended, once all its trials have."""
+        seeds = self.search.seeds
+        if not each.ended(seeds):
             return
-        known = self.optuna.get_trials(deepcopy=False)[trial.number].intermediate_values
-        for place, seed in enumerate(seeds):
-            row = each.rows.get(seed)
-            if row is not None and row["status"] == Status.COMPLETED and place not in known:
-                trial.report(row["val_acc"], place)
+        trial, values = self.trials.pop(each.number), each.values(seeds, self.search.table.objectives)
+        if values is not None:
+            self.optuna.tell(trial, values)
+        else:
+            self.optuna.tell(trial, state=_STATES[each.status(seeds)])
 
     def _new_study(self, p_threshold: float | None) -> optuna.Study:
         table, study = self.search.table, self.search.study
         # A sequence goes on where it was; other samplers would repeat their first draws.
-        known = 0 if table.sampler == "qmc" else len(self.points)
+        known = 0 if self.sampler.sequence else len(self.points)
         seed = int(digest([table.seed, study.id, known]), 16) % 2**32
         self.random = random.Random(seed)
         conditional = any(dim.when for dim in self.space.values())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            sampler = SAMPLERS[table.sampler](Setting(seed, self.search.budget, conditional))
+            sampler = self.sampler.make(Setting(seed, self.search.budget, conditional))
             pruner: BasePruner = NopPruner() if p_threshold is None else WilcoxonPruner(p_threshold=p_threshold)
         directions = [OBJECTIVES[name][1] for name in table.objectives]
         return optuna.create_study(directions=directions, sampler=sampler, pruner=pruner)
 
-    def _frozen(self, each: Tried) -> optuna.trial.FrozenTrial:
-        """A point that has ended, as Optuna remembers it."""
-        seeds, rows = self.search.seeds, each.rows
-        values = each.values(seeds, self.search.table.objectives)
-        if len(seeds) > 1:
-            steps = {i: rows[seed]["val_acc"] for i, seed in enumerate(seeds) if rows[seed]["val_acc"] is not None}
-        else:
-            (row,) = (rows[seed] for seed in seeds)
-            steps = {} if row["val_acc"] is None else {row["epochs_done"]: row["val_acc"]}
-        state = _STATES[each.status(seeds)]
-        return create_trial(
-            state=state,
-            values=values,
-            params={name: _code(self.space[name], value) for name, value in each.point.items()},
-            distributions={name: _distribution(self.space[name]) for name in each.point},
-            intermediate_values=steps if len(self.search.table.objectives) == 1 else {},
-        )
-
     def _sampled(self) -> tuple[Trial, Point]:
         if self.search.table.sampler == "grid":
             return self._drawn(next(self._not_tried()))
-        for _ in range(RETRIES + len(self.points)):
+        for _ in range(1 + self.sampler.retries + (len(self.points) if self.sampler.sequence else 0)):
             trial = self.optuna.ask()
             point = self._suggested(trial)
-            excess = self.search.excess(point)
-            if self._is_new(point) and not excess:
+            if self._may_try(point):
                 return trial, point
-            if excess:
+            if (excess := self.search.excess(point)) and self.sampler.limits:
                 trial.set_constraint("limits", excess)
                 self.optuna.tell(trial, state=TrialState.PRUNED)
             else:
@@ -195,6 +186,8 @@ class Asking:
         self.optuna.enqueue_trial({name: _code(self.space[name], value) for name, value in point.items()})
         trial = self.optuna.ask()
         self._suggested(trial)
+        if self.sampler.notes:
+            _ = trial.relative_params  # with which the sampler counts the point in
         return trial
 
     def _suggested(self, trial: Trial) -> Point:
@@ -204,23 +197,26 @@ class Asking:
                 point[name] = _decoded(dim, _suggest(trial, name, _distribution(dim)))
         return point
 
-    def _is_new(self, point: Point) -> bool:
-        return canonical(point) not in self.seen
+    def _key(self, point: Point) -> str:
+        """What is equal for equal points, however their numbers are written."""
+        return canonical(space.spelled(self.space, point))
+
+    def _may_try(self, point: Point) -> bool:
+        """Whether a point was not tried, and its student is within the limits."""
+        return self._key(point) not in self.seen and not self.search.excess(point)
 
     def _not_tried(self) -> Iterator[Point]:
         """The points of a space that has an end, without those tried and those beyond the limits."""
-        for point in space.points(self.space) or ():
-            if self._is_new(point) and not self.search.excess(point):
-                yield point
+        return filter(self._may_try, space.points(self.space) or ())
 
     def _random_point(self) -> Point:
         """A point that was not tried, any one alike."""
         if not space.has_more_than(self.space, MANY):
             return self.random.choice(list(self._not_tried()))
-        while True:
-            point = space.draw(self.space, self.random)
-            if self._is_new(point) and not self.search.excess(point):
-                return point
+        digits = space.DIGITS
+        while not self._may_try(point := space.draw(self.space, self.random, digits)):
+            digits += self._key(point) in self.seen  # few digits may give fewer values than there are points to try
+        return point
 
 
 def _distribution(dim: Dimension) -> BaseDistribution:
@@ -230,9 +226,10 @@ def _distribution(dim: Dimension) -> BaseDistribution:
         return IntDistribution(0, last) if dim.ordered else CategoricalDistribution(tuple(range(last + 1)))
     assert dim.low is not None
     assert dim.high is not None
+    high = dim.high if dim.values is None else dim.values[-1]  # which may lie below, where there is a step
     if dim.whole:
-        return IntDistribution(round(dim.low), round(dim.high), log=dim.log, step=round(dim.step or 1))
-    return FloatDistribution(dim.low, dim.high, log=dim.log, step=dim.step)
+        return IntDistribution(round(dim.low), round(high), log=dim.log, step=round(dim.step or 1))
+    return FloatDistribution(dim.low, high, log=dim.log, step=dim.step)
 
 
 def _suggest(trial: Trial, name: str, distribution: BaseDistribution) -> Any:

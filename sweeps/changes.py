@@ -86,7 +86,7 @@ def _planned(text: str, path: str) -> list[tuple[str, str]]:
 def _differences(before: str, now: str) -> str:
     old, new = (dict(_flat(tomllib.loads(text))) for text in (before, now))
     keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    told = [key for key in keys if not key.startswith(FREE)]
+    told = [key for key in keys if not key.startswith(FREE)] or keys
     return ", ".join(f"{key} {old.get(key, 'unset')} -> {new.get(key, 'unset')}" for key in told)
 
 

@@ -36,6 +36,11 @@ def end(
         **columns,
     }
     job.store.write_trial(row)
+    clean(job)
+
+
+def clean(job: Job) -> None:
+    """Remove what is kept of a trial while it is under way."""
     job.store.delete("checkpoints", f"{job.id}.pt")
     if job.is_search:
         job.store.delete(ASKED, f"{job.id}.json")

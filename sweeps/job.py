@@ -140,6 +140,14 @@ def asked(store: Store) -> list[Job]:
     return [Job.model_validate_json(data) for data in files if data is not None]  # None: it has ended meanwhile
 
 
+def tidy(store: Store) -> None:
+    """Remove what is kept of trials under way where they have ended: their run was killed before it could."""
+    ended = store.ids("trials")
+    for folder, suffix in (("checkpoints", "pt"), (ASKED, "json")):
+        for key in store.ids(folder) & ended:
+            store.delete(folder, f"{key}.{suffix}")
+
+
 def missing(spec: Spec, text: str, plan: Plan, retry_failed: bool, found: list[Search] | None = None) -> Missing:
     """Subtract what the store has from the plan. With `retry_failed`, failed and diverged trials count as missing.
 
@@ -162,18 +170,20 @@ def missing(spec: Spec, text: str, plan: Plan, retry_failed: bool, found: list[S
     measured = [teacher for teacher in plan.published.values() if is_measured(teacher, own, teachers)]
     trained |= {teacher.ref.id for teacher in measured}
     make = maker(spec, text, probed)
-    needed = [*todo.values(), *(trial for search in searches for trial in search.examples)]
+    failed = {key: _described(plan, key) for key, status in statuses.items() if status != Status.COMPLETED}
+    failed = {} if spec.run.replay else failed
+    # A study whose teacher failed asks for nothing.
+    dead = [search for search in searches if search.study.requirements & failed.keys() and search.trials_left]
+    alive = [search for search in searches if search not in dead]
+    needed = [*todo.values(), *(trial for search in alive for trial in search.examples)]
     absent = [] if spec.run.replay else _absent(needed, plan, over)
     jobs = [make("teacher", plan.teachers[key]) for key in absent]
     jobs += [make("student", trial) for trial in todo.values() if trial.probe is None]
     jobs += [make("probe", trial) for trial in todo.values() if trial.probe is not None]
-    failed = [key for key, status in statuses.items() if status != Status.COMPLETED]
-    blocked = blocked_by({key: _described(plan, key) for key in failed}, jobs)
+    blocked = blocked_by(failed, jobs)
     out = {other.job.id for other in blocked}
-    # A study whose teacher failed asks for nothing.
-    dead = [search for search in searches if search.study.requirements & set(failed) and search.trials_left]
     for search in dead:
-        by = _described(plan, min(search.study.requirements & set(failed)))
+        by = failed[min(search.study.requirements & failed.keys())]
         blocked.append(Blocked(make("student", search.study.example), by, search.trials_left))
     return Missing(
         jobs=[other for other in jobs if other.id not in out],
@@ -181,7 +191,7 @@ def missing(spec: Spec, text: str, plan: Plan, retry_failed: bool, found: list[S
         trained=trained,
         blocked=blocked,
         done=len(plan.trials.keys() - todo.keys()) + sum(search.done for search in searches),
-        searches=[search for search in searches if search not in dead],
+        searches=alive,
         maker=make,
         retry_failed=retry_failed,
         replays=spec.run.replay is not None,

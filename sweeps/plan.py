@@ -115,10 +115,10 @@ def _add_study(spec: Spec, plan: Plan, axes: Axes, method: MethodRef, used: set[
         one = {"seed": spec.grid.seed[0], **axes}
         template, _ = trial_of(spec, one, method, used, plan.published)
         space = searched.space_of(spec, method, template.student)
-        starts = searched.starts(spec, template.method, space)
-        bare = searched.without(template, space)
-        key = trial_id(bare.model_copy(update={"seed": axes.get("seed", 0)}))
+        starts = searched.starts(spec, template, space)
         cell, own = SearchedCell(spec, axes, method, plan.published), searched.own_teachers(template.method)
+        bare = searched.without(template, space).model_copy(update={"seed": axes.get("seed", 0)})
+        key = trial_id(bare.model_copy(update={"teacher": None, "assistants": None}) if own else bare)
         examples = []
         for point in [*searched.examples(space, starts)] or [{}]:
             for make in (cell.trial, cell.confirmation) if spec.confirm else (cell.trial,):

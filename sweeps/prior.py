@@ -14,13 +14,13 @@ from kdtrain.models.cost import parameters
 from sweeps import space
 from sweeps.plan import Study
 from sweeps.schema import Status
-from sweeps.searched import TRAIN
+from sweeps.searched import TRAIN, flat
 from sweeps.space import Point
 from sweeps.store import Store
 from sweeps.store import sweeps as sweeps_in
 from sweeps.tables import SEARCHED, Spec
 
-SHARE = 4  # of the budget of a study, one in so many points may come from the prior
+SHARE = 4  # one in so many points of a study may come from the prior, and one in any case
 Row = Mapping[str, Any]
 
 
@@ -41,7 +41,7 @@ def first_points(spec: Spec, prior: str) -> Callable[[Study], list[Point]]:
 
 
 def _points(study: Study, rows: Iterable[Row], trials: int | None) -> list[Point]:
-    """At most a SHARE of the budget: the best point of each cell, nearest cells first, then the second best of each."""
+    """The best point of each cell, nearest cells first, then the second best of each: a SHARE of the budget, or one."""
     cells: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:
         if row["method"] == study.example.method.name:
@@ -57,19 +57,12 @@ def _best_first(study: Study, rows: Iterable[Row]) -> list[Point]:
     """The points of a cell that are of the study's space, by the mean of their accuracies."""
     scores: dict[str, list[float]] = defaultdict(list)
     for row in rows:
-        values = {**_flat(json.loads(row["params"])), **{f"{TRAIN}.{key}": value for key, value in row.items()}}
+        values = {**flat(json.loads(row["params"])), **{f"{TRAIN}.{key}": value for key, value in row.items()}}
         values |= json.loads(row["point"]) if row["point"] is not None else {}
         point = {name: values[name] for name in study.space if name in values}
         if space.misfit(study.space, point) is None:
-            scores[canonical(point)].append(row["val_acc"])
+            scores[canonical(space.spelled(study.space, point))].append(row["val_acc"])
     return [json.loads(text) for text in sorted(scores, key=lambda text: -fmean(scores[text]))]
-
-
-def _flat(params: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in params.items():
-        flat |= {f"{name}.{key}": own for key, own in value.items()} if isinstance(value, Mapping) else {name: value}
-    return flat
 
 
 def _distance(study: Study, row: Row) -> tuple[float, float, bool]:

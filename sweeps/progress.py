@@ -1,7 +1,7 @@
 """What a person sees while a sweep runs: one live display on a terminal, one line a minute elsewhere."""
 
 import time
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from typing import Any, Self
 
 from ray.tune import Callback
@@ -45,11 +45,19 @@ class Progress(Callback):
     `jobs`: Tune's trial ids to jobs, filled by the searcher.
     `todo`: see `weights`; a trial that a search has chosen takes the place of one that was to be chosen.
     `teachers`: the keys of those that are teachers'. `done`: how many trials earlier runs had finished.
+    `skipped`: jobs that the searcher found not worth handing out, filled by it.
     """
 
     def __init__(
-        self, console: Console, jobs: Mapping[str, Job], todo: Mapping[str, float], teachers: Set[str], done: int
+        self,
+        console: Console,
+        jobs: Mapping[str, Job],
+        todo: Mapping[str, float],
+        teachers: Set[str],
+        done: int,
+        skipped: Iterable[Job] = (),
     ) -> None:
+        self.skipped = skipped
         self.console, self.jobs, self.todo, self.teachers, self.before = console, jobs, dict(todo), set(teachers), done
         self.ended: dict[str, str] = {}  # job key to status
         self.running: dict[str, tuple[Job, dict[str, Any]]] = {}  # job key to its last result
@@ -92,6 +100,9 @@ class Progress(Callback):
         job = self.jobs.get(trial.trial_id)
         if job is not None and job.key in self.running:
             self._end(job, Status.STOPPED)
+        for other in self.skipped:
+            self._place(other)
+            self._end(other, Status.STOPPED)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial's worker died too often."""

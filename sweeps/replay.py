@@ -23,14 +23,14 @@ class Replay:
     """Has of a training what a worker asks of it. ConfigError if the sweep has no trial like this one.
 
     The stored trial is the same one or, where there is none, that with the nearest parameters of its method; all else
-    must agree.
+    must agree. It has completed or diverged: how one that was stopped, or failed, would have gone on nobody knows.
     """
 
     def __init__(self, trial: TrialConfig, results: str, sweep: str) -> None:
         found = _found(trial, _stored(results, sweep), sweep)
         self.row, every = found, _epochs(results, sweep)[found["trial_id"]]
         self.stored = [EpochRecord(**{**record, "terms": dict(record["terms"])}) for record in every]
-        self.total_epochs: int = found["epochs_done"] if found["status"] == Status.COMPLETED else found["epochs"]
+        self.total_epochs: int = max(found["epochs_done"], found["epochs"])
         self.records: list[EpochRecord] = []
 
     @property
@@ -41,15 +41,15 @@ class Replay:
     @property
     def done(self) -> bool:
         """Whether the last epoch has been returned."""
-        return len(self.records) == self.total_epochs
+        return self.row["status"] == Status.COMPLETED and len(self.records) == self.total_epochs
 
     def run_epoch(self) -> EpochRecord:
         """The next epoch; what ended the stored trial ends this one."""
         if len(self.records) == len(self.stored):
-            error = (self.row["error"] or "").strip().rpartition("\n")[2]
             if self.row["status"] == Status.DIVERGED:
-                raise DivergedError(error)
-            raise RuntimeError(f"the stored trial {self.source} was {self.row['status']} here: {error}")
+                last_line = (self.row["error"] or "").strip().rpartition("\n")[2]
+                raise DivergedError(last_line.partition(": ")[2])
+            raise RuntimeError(f"of the stored trial {self.source} epochs are missing after the {len(self.stored)}th.")
         self.records.append(self.stored[len(self.records)])
         return self.records[-1]
 
@@ -64,19 +64,19 @@ def check(spec: Spec, own: Store) -> None:
     name = spec.run.replay
     if name is not None and not Store(spec.run.results, name).ids("trials"):
         raise ConfigError(f"run.replay must name a sweep with trials in {spec.run.results}, but got {name!r}.")
-    rows = own.read_trials().select(["status", "replayed"]).to_pylist()
-    ended = [row for row in rows if row["status"] == Status.COMPLETED]
-    if any((row["replayed"] is None) == (name is not None) for row in ended):
+    rows = own.read_trials().select(["epochs_done", "replayed"]).to_pylist()
+    begun = [row for row in rows if row["epochs_done"]]
+    if any((row["replayed"] is None) == (name is not None) for row in begun):
         what = "trained" if name is not None else "replayed from another sweep"
         raise ConfigError(f"run.replay: results of {spec.sweep.name!r} were {what}; give this one another sweep.name.")
 
 
 @lru_cache(maxsize=4)
 def _stored(results: str, sweep: str) -> dict[str, list[Row]]:
-    """The trials of a sweep by all that must agree."""
+    """The trials of a sweep that ended by themselves, by all that must agree."""
     alike: dict[str, list[Row]] = defaultdict(list)
     for row in Store(results, sweep).read_trials().to_pylist():
-        if row["role"] == "student":
+        if row["role"] == "student" and row["status"] in (Status.COMPLETED, Status.DIVERGED):
             alike[_likeness(row)].append(row)
     return alike
 

@@ -23,8 +23,8 @@ from rich.console import Console
 
 from kdtrain.config import ConfigError
 from sweeps.cost import Cost
-from sweeps.ended import end
-from sweeps.job import Blocked, Job, Missing
+from sweeps.ended import clean, end
+from sweeps.job import Blocked, Job, Missing, tidy
 from sweeps.progress import Progress, weights
 from sweeps.scheduler import StudySchedulers
 from sweeps.schema import Status
@@ -49,9 +49,13 @@ def run(
     StoreError if results cannot be written; KeyboardInterrupt passes through.
     """
     wilcoxon = scheduler is not None and scheduler.name == "wilcoxon"
+    if todo.searches:
+        tidy(todo.maker("student", todo.searches[0].study.example).store)
     search = SweepSearch(todo, scheduler.p_threshold if scheduler is not None and wilcoxon else None)
+    if not search.to_come:  # all that is left needs a teacher that failed
+        return search.blocked
     teachers = {job.key for job in todo.jobs if job.role == "teacher"}
-    progress = Progress(console, search.jobs, weights(todo, cost), teachers, todo.done)
+    progress = Progress(console, search.jobs, weights(todo, cost), teachers, todo.done, search.skipped)
     schedulers = None
     if scheduler is not None and not wilcoxon:
         blind = {each.study.id: each.blind for each in todo.searches}
@@ -147,6 +151,7 @@ def _bury(jobs: Iterable[Job]) -> None:
     """Write the rows of trials whose workers died: nobody else can."""
     for job in jobs:
         if job.store.exists("trials", f"{job.id}.parquet"):  # it died after its work was done
+            clean(job)
             continue
         told = ("WorkerDied", "the worker died more often than run.max_failures allows (out of memory, or killed)")
         end(job, Status.FAILED, epochs_done=0, device="unknown", started_at=datetime.now(UTC), error=told)

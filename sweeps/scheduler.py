@@ -1,5 +1,6 @@
 """Which trials of a search are stopped early: one of Ray Tune's schedulers for each study."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,7 +28,7 @@ def _hyperband(table: SchedulerTable, grace: int, epochs: int, brackets: int = B
 def _median(table: SchedulerTable, grace: int, epochs: int) -> TrialScheduler:
     return MedianStoppingRule(
         time_attr=TIME, metric=METRIC, mode="max", grace_period=min(grace, epochs), min_samples_required=3,
-        min_time_slice=10**9,  # else trials are paused while there are few samples
+        min_time_slice=math.inf,  # type: ignore[arg-type]  # else trials are paused while there are few samples
     )  # fmt: skip
 
 

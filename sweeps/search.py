@@ -46,7 +46,7 @@ class SweepSearch(Searcher):
         self.idle_since: float | None = None  # when workers began to idle
         self.blocked: list[Blocked] = []
         self.store_error: str | None = None
-        self.stopped: set[str] = set()  # keys of jobs that a scheduler has ended
+        self.skipped: list[Job] = []  # seeds of points that were not worth trying
         self.lost: dict[str, str] = {}  # ids of networks that failed, and what they were
         self.replays, self.retry_failed = todo.replays, todo.retry_failed
         self.studies = {search.study.id: Asking(search, p_threshold) for search in todo.searches if search.trials_left}
@@ -59,6 +59,11 @@ class SweepSearch(Searcher):
         """Nothing: Tune pickles its searchers into a file that nobody reads."""
         return {}
 
+    @property
+    def to_come(self) -> int:
+        """How many trials are still to be handed out, at most."""
+        return len(self.waiting) + sum(study.to_come for study in self.studies.values())
+
     def suggest(self, trial_id: str) -> Any:
         """The next job whose teachers are ready; FINISHED when there is none left."""
         try:
@@ -70,10 +75,9 @@ class SweepSearch(Searcher):
             self.jobs[trial_id], self.begun[trial_id], self.idle_since = job, datetime.now(UTC), None
             self.under_way[job.key] = job
             return {"job": job.model_dump_json()}
-        to_come = len(self.waiting) + sum(study.to_come for study in self.studies.values())
-        if not to_come:
+        if not self.to_come:
             return Searcher.FINISHED
-        if len(self.idle) >= to_come:  # more workers than there will be work for
+        if len(self.idle) >= self.to_come:  # more workers than there will be work for
             return None
         self.idle_since = self.idle_since or time.monotonic()
         self.idle.add(trial_id)
@@ -82,8 +86,8 @@ class SweepSearch(Searcher):
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """An epoch of a search's trial."""
         job = self.jobs.get(trial_id)
-        if job is not None and job.is_search and result.get("acc") is not None:
-            self._study(job).report(job.searched["number"], result["trained"], result["acc"])
+        if job is not None and job.is_search and self.store_error is None:
+            self._report(job, result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Let those go that waited for a trained network; give up all that need a failed one; tell studies."""
@@ -99,7 +103,7 @@ class SweepSearch(Searcher):
         try:
             if job.is_search:
                 self._ended(job, self.begun[trial_id], status, result)
-            elif job.role != "student" or job.id not in self.teachers:  # whose weights are the teacher's
+            elif job.role != "student" or job.id not in self.teachers | self.trained:  # a teacher's weights count
                 self._settled(job, status == Status.COMPLETED)
             self._confirm()
         except StoreError as failure:
@@ -112,10 +116,20 @@ class SweepSearch(Searcher):
         """Nothing: what is done is read from the store."""
 
     def _next(self) -> Job | None:
-        """A planned job that is ready, else that of a new point."""
+        """A planned job that is ready, else that of a new point, unless a teacher of its own has to come first."""
+        while (job := self._ready()) is None and (study := self._freest()) is not None:
+            self._wait_for(study, study.ask())
+            self._confirm()  # the point may have been given up at once, and the last one
+        return job
+
+    def _ready(self) -> Job | None:
         for i, job in enumerate(self.waiting):
             if job.requirements <= self.trained:
                 return self.waiting.pop(i)
+        return None
+
+    def _freest(self) -> Asking | None:
+        """Of the studies that may be asked, the one with the fewest trials under way."""
         busy: dict[str, int] = dict.fromkeys(self.studies, 0)
         for job in self.waiting:
             if job.is_search:
@@ -128,13 +142,7 @@ class SweepSearch(Searcher):
             for place, (key, n) in enumerate(busy.items())
             if self.studies[key].left and self._needed(self.studies[key]) <= self.trained
         ]
-        if not ready:
-            return None
-        study = self.studies[min(ready)[-1]]
-        self._wait_for(study, study.ask())
-        return next(
-            (self.waiting.pop(i) for i, job in enumerate(self.waiting) if job.requirements <= self.trained), None
-        )
+        return self.studies[min(ready)[-1]] if ready else None
 
     def _needed(self, study: Asking) -> frozenset[str]:
         return frozenset() if self.replays else study.search.study.requirements
@@ -167,10 +175,12 @@ class SweepSearch(Searcher):
         self.waiting.sort(key=_priority)
 
     def _find_teacher(self, job: Job) -> None:
-        """Queue the training of a teacher unless an earlier run has trained it, or failed to."""
+        """Queue the training of a teacher unless an earlier run has trained it, or it cannot be trained."""
         status = job.store.statuses([job.id]).get(job.id)
         if status == Status.COMPLETED and job.store.exists("models", f"{job.id}.safetensors"):
             self.trained.add(job.id)
+        elif lost := job.requirements & self.lost.keys():
+            self.lost[job.id] = self.lost[min(lost)]
         elif status in (None, Status.COMPLETED) or self.retry_failed:
             self.teachers.add(job.id)
             self.waiting.append(job)
@@ -184,25 +194,36 @@ class SweepSearch(Searcher):
             if other.job.is_search:
                 study, number = self._study(other.job), other.job.searched["number"]
                 study.tell(number, other.job.trial.seed, {"status": Status.FAILED, "val_acc": None})
+                self._go_on(study, number)
 
     def _ended(self, job: Job, begun: datetime, status: str | None, result: dict[str, Any]) -> None:
         """Tell its study how a trial has ended, and write the row of one that was stopped."""
         study, number = self._study(job), job.searched["number"]
-        if status is None:  # a scheduler stopped it
+        if status is None:  # a scheduler stopped it, and its last epoch was not reported
             status = Status.STOPPED
+            self._report(job, result)
             self._write_stopped(job, begun, result)
         costs = study.search.costs.get(job.trial.student, {})
         row = {**costs, "status": status, "val_acc": result.get("acc"), "epochs_done": result.get("epoch", 0)}
         point = study.points[number]
         for seed in study.tell(number, job.trial.seed, row):  # with which it is not worth trying any more
             trial, _ = study.search.study.cell.trial(point.point, seed)
-            self._write_stopped(self.make("student", trial, study.search.columns(point)), datetime.now(UTC), {})
+            self.skipped.append(self.make("student", trial, study.search.columns(point)))
+            self._write_stopped(self.skipped[-1], datetime.now(UTC), {})
             study.tell(number, seed, {"status": Status.STOPPED, "val_acc": None, "epochs_done": 0})
+        self._go_on(study, number)
+
+    def _go_on(self, study: Asking, number: int) -> None:
+        """Queue the next seed of a point whose seeds are tried one after the other."""
+        point = study.points[number]
         if study.one_by_one and not point.ended(study.search.seeds):
             self._wait_for(study, point)
 
+    def _report(self, job: Job, result: dict[str, Any]) -> None:
+        if result.get("acc") is not None:
+            self._study(job).report(job.searched["number"], result["trained"], result["acc"])
+
     def _write_stopped(self, job: Job, begun: datetime, result: dict[str, Any]) -> None:
-        self.stopped.add(job.key)
         end(
             job,
             Status.STOPPED,

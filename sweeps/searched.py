@@ -1,17 +1,15 @@
 """What [search] varies in each cell of the grid, and what a point means for a trial."""
 
 import itertools
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kdtrain import methods, models
-from kdtrain.config import ConfigError, MethodRef, Recipe, TrialConfig, parse, unknown
+from kdtrain.config import ConfigError, MethodRef, Recipe, TrialConfig, canonical, parse, unknown
 from kdtrain.methods.base import Range
 from sweeps import space
-from sweeps.schema import OBJECTIVES
 from sweeps.space import Dimension, Point, Space
-from sweeps.tables import SEARCHED, SearchTable, Spec, method_entry, split_pair
+from sweeps.tables import SEARCHED, Spec
 
 TRAIN, STUDENT = "train", "student"  # the tables of [search.space] that are no method's
 FAMILY = "family"  # the dimension that says the student's family; `resnet.depth` and `resnet.width` are resnet's
@@ -22,91 +20,6 @@ NEVER = {  # what a search may not vary, and why
     "val_size": "points must be compared on the same images",
     "epochs": "points must be compared after the same epochs",
 }
-
-
-def check(spec: Spec) -> None:
-    """Raise ConfigError unless [search], [scheduler] and [confirm] fit each other and the grid."""
-    search = spec.search
-    if search is None:
-        for name in ("scheduler", "confirm"):
-            if getattr(spec, name) is not None:
-                raise ConfigError(f"[{name}] needs a [search] whose trials it is about.")
-        if any(split_pair(pair)[1] == SEARCHED for pair in spec.grid.pair):
-            raise ConfigError("grid.pair must name a student where there is no [search], but got '*'.")
-        return
-    if not spec.data.val_size:
-        raise ConfigError("data.val_size must be above 0 for [search], which chooses on held-out images, but got 0.")
-    if spec.probe:
-        raise ConfigError("[[probe]] and [search] must not stand in one spec: probe the winners in another sweep.")
-    _check_names(spec, search)
-    _check_objectives(spec, search)
-    _check_seeds(spec, search)
-    if spec.scheduler is not None:
-        _check_scheduler(spec, search)
-
-
-def _check_names(spec: Spec, search: SearchTable) -> None:
-    """Each table of [search] is of a method of the grid, of the recipe or of the student."""
-    used = {method_entry(entry).name for entry in spec.grid.method}
-    for name in search.space:
-        if name not in {*used, TRAIN, STUDENT}:
-            raise ConfigError(unknown("table", name, {*used, TRAIN, STUDENT}, "search.space"))
-    for name in search.start:
-        if name not in used:
-            raise ConfigError(unknown("method", name, used, "search.start"))
-    searched = [pair for pair in spec.grid.pair if split_pair(pair)[1] == SEARCHED]
-    if bool(searched) != bool(search.space.get(STUDENT)):
-        raise ConfigError(
-            "[search.space.student] and a pair such as 'resnet56/*' need each other, "
-            f"but got the pairs {', '.join(spec.grid.pair)}."
-        )
-
-
-def _check_objectives(spec: Spec, search: SearchTable) -> None:
-    for name in search.objectives:
-        if name not in OBJECTIVES:
-            raise ConfigError(unknown("objective", name, OBJECTIVES, "search.objectives"))
-    costs = OBJECTIVES.keys() - {"val_acc"}
-    for name in search.limits:
-        if name not in costs:
-            raise ConfigError(unknown("limit", name, costs, "search.limits"))
-    if "val_acc" not in search.objectives:
-        raise ConfigError(f"search.objectives must have val_acc, but got {search.objectives!r}.")
-    if (len(search.objectives) > 1 or search.limits) and any(
-        split_pair(pair)[1] != SEARCHED for pair in spec.grid.pair
-    ):
-        raise ConfigError("search.objectives and search.limits on a student's costs need pairs such as 'resnet56/*'.")
-    if len(search.objectives) > 1 and (search.sampler == "cmaes" or spec.scheduler is not None):
-        other = "sampler = 'cmaes'" if search.sampler == "cmaes" else "[scheduler]"
-        raise ConfigError(f"search.objectives must be val_acc alone with {other}, but got {search.objectives!r}.")
-
-
-def _check_seeds(spec: Spec, search: SearchTable) -> None:
-    seeds, confirm = spec.grid.seed, spec.confirm
-    if search.score == "val_acc" and len(seeds) > 1:
-        raise ConfigError(f"grid.seed must be one seed unless search.score = 'mean_over_seeds', but got {seeds!r}.")
-    if search.score == "mean_over_seeds" and len(seeds) == 1:
-        raise ConfigError(f"grid.seed must be two or more for search.score = 'mean_over_seeds', but got {seeds!r}.")
-    if confirm is None:
-        return
-    if both := set(confirm.seed) & set(seeds):
-        raise ConfigError(f"confirm.seed must be fresh, but {min(both)} is one of grid.seed, which the search saw.")
-    if search.trials is not None and confirm.top > search.trials:
-        raise ConfigError(f"confirm.top must be at most search.trials, {search.trials}, but got {confirm.top}.")
-
-
-def _check_scheduler(spec: Spec, search: SearchTable) -> None:
-    table, seeds = spec.scheduler, len(spec.grid.seed)
-    assert table is not None
-    if (table.name == "wilcoxon") != (search.score == "mean_over_seeds"):
-        raise ConfigError(
-            "scheduler.name must be 'wilcoxon' for search.score = 'mean_over_seeds' and only there, "
-            f"but got {table.name!r}."
-        )
-    # The smallest p of n signed ranks of one sign is 2^-n; the last seed ends the point anyway.
-    least = math.floor(-math.log2(table.p_threshold)) + 2
-    if table.name == "wilcoxon" and seeds < least:
-        raise ConfigError(f"grid.seed must have {least} seeds or more, or wilcoxon stops nothing, but got {seeds}.")
 
 
 def space_of(spec: Spec, ref: MethodRef, student: str) -> Space:
@@ -125,12 +38,15 @@ def space_of(spec: Spec, ref: MethodRef, student: str) -> Space:
         if name in spec.recipe_axes:
             raise ConfigError(f"{path} must not be searched, as grid.{name} gives it.")
         dim = space.dimension(entry, path, whole=Recipe.model_fields[name].annotation is int)
-        for value in _extremes(dim):
-            parse(Recipe, {name: value}, path)
+        for value in dim.extremes:
+            parse(Recipe, {name: value}, f"search.space.{TRAIN}")
         found[f"{TRAIN}.{name}"] = dim
     if student == SEARCHED:
         found |= _student_space(tables[STUDENT])
     space.check_conditions(found, "search.space")
+    endless = [name for name, dim in found.items() if dim.values is None]
+    if endless and spec.search.sampler == "grid":
+        raise ConfigError(f"search.space: {endless[0]} must have a step or be a list, as search.sampler is 'grid'.")
     return found
 
 
@@ -149,8 +65,9 @@ def _method_space(spec: Spec, ref: MethodRef) -> Space:
         if name in fixed:
             raise ConfigError(f"{path} must not be searched, as the grid gives it.")
         dim = space.dimension(entry, path, methods.whole(ref, name))
-        for value in _extremes(dim):
-            methods.resolve(methods.with_values(ref, {name: value}), path)
+        trials = {canonical(methods.params(methods.with_values(ref, {name: value}))) for value in dim.extremes}
+        if len(trials) < len(dim.extremes):
+            raise ConfigError(f"{path} must have choices that differ for {ref.name}, but got {list(dim.extremes)!r}.")
         found[name] = dim
     return found
 
@@ -166,15 +83,6 @@ def _default(entry: Range | tuple[Any, ...]) -> Dimension:
     if isinstance(entry, Range):
         return Dimension(low=float(entry.low), high=float(entry.high), log=entry.log)
     return Dimension(choices=tuple(entry))
-
-
-def _extremes(dim: Dimension) -> Iterable[Any]:
-    """The values that a Config must take: if it takes the ends of a range, it takes what lies between."""
-    if dim.choices is not None:
-        return dim.choices
-    assert dim.low is not None
-    assert dim.high is not None
-    return dim.cast(dim.low), dim.cast(dim.high)
 
 
 def _flat(ref: MethodRef, table: Mapping[str, Any]) -> dict[str, Any]:
@@ -202,7 +110,7 @@ def _student_space(tables: Mapping[str, Any]) -> Space:
             dim = space.dimension(entry, f"{path}.{name}", whole=name == "depth")
             if dim.values is None:
                 raise ConfigError(f"{path}.{name} must have a step or be a list: networks are counted.")
-            found[f"{family}.{name}"] = dim.model_copy(update={"when": {FAMILY: family}})
+            found[f"{family}.{name}"] = dim.model_copy(update={"when": {**dim.when, FAMILY: family}})
     list(students(found))  # each can be built
     return found
 
@@ -240,32 +148,36 @@ def placed(
     return own, methods.with_values(ref, values), student_of(point) or student
 
 
-def starts(spec: Spec, ref: MethodRef, searched: Space) -> list[Point]:
-    """The points that are tried first: those of the spec, else the method's parameters as they are without a search.
+def starts(spec: Spec, trial: TrialConfig, searched: Space) -> list[Point]:
+    """The points that are tried first: those of the spec, else what the cell's trial has without a search.
 
-    ref: the cell's method with what the grid and overrides say. ConfigError for a point that is none of the space.
+    ConfigError for a point that is none of the space.
     """
     assert spec.search is not None
-    given = spec.search.start.get(ref.name)
+    given = spec.search.start.get(trial.method.name)
     if given is None:
-        values = methods.defaults(ref) | {f"{TRAIN}.{key}": value for key, value in spec.train.model_dump().items()}
-        point = {name: values[name] for name in searched if name in values}
-        return [] if space.misfit(searched, point) else [point]
+        recipe = trial.train.model_dump(mode="json")
+        values = methods.defaults(trial.method) | {f"{TRAIN}.{key}": value for key, value in recipe.items()}
+        point: Point = {}
+        for name, dim in searched.items():
+            if name in values and space.exists(dim, point):
+                point[name] = values[name]
+        return [] if space.misfit(searched, point) else [space.spelled(searched, point)]
     found = []
     for i, entry in enumerate(given):
-        point = _flat_start(entry)
+        point = flat(entry)
         if (reason := space.misfit(searched, point)) is not None:
-            raise ConfigError(f"search.start.{ref.name}[{i}] must be a point of the space, but {reason}.")
-        found.append({name: point[name] for name in searched if name in point})
+            raise ConfigError(f"search.start.{trial.method.name}[{i}] must be a point of the space, but {reason}.")
+        found.append(space.spelled(searched, point))
     return found
 
 
-def _flat_start(entry: Mapping[str, Any]) -> Point:
-    """A starting point by dimension: tables of parts, of `train` and of a family are flattened."""
-    flat: Point = {}
-    for name, value in entry.items():
-        flat |= {f"{name}.{key}": own for key, own in value.items()} if isinstance(value, Mapping) else {name: value}
-    return flat
+def flat(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by flat name, from tables of parts, of `train` and of families."""
+    found: dict[str, Any] = {}
+    for name, value in tables.items():
+        found |= {f"{name}.{key}": own for key, own in value.items()} if isinstance(value, Mapping) else {name: value}
+    return found
 
 
 def without(trial: TrialConfig, searched: Space) -> TrialConfig:

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 from kdtrain import methods
 from kdtrain.build import trial_id
@@ -43,14 +44,12 @@ class Search:
 
     @cached_property
     def budget(self) -> int:
-        """How many points are tried: as many as the spec says, and no more than there are."""
-        wanted = self.table.trials
-        every = space.points(self.study.space)
-        if every is None or (wanted is not None and space.has_more_than(self.study.space, 100 * wanted)):
-            assert wanted is not None, "a spec without a number is of a grid"
+        """How many points are tried: as many as the spec says, and no more than there are within the limits."""
+        wanted, every = self.table.trials, space.points(self.study.space)
+        if every is None:
+            assert wanted is not None, "only a grid may leave it out, and its space has an end"
             return wanted
-        there = sum(self.excess(point) == 0 for point in every)
-        return there if wanted is None else min(wanted, there)
+        return sum(1 for _ in islice((point for point in every if not self.excess(point)), wanted))
 
     @property
     def left(self) -> int:
@@ -60,8 +59,10 @@ class Search:
     def excess(self, point: Point) -> float:
         """By how much the costs of a point's student exceed the limits, as shares of them; 0 within."""
         student = searched.student_of(point)
-        if student is None or not self.table.limits:
-            return 0.0
+        return 0.0 if student is None else self.excess_of(student)
+
+    def excess_of(self, student: str) -> float:
+        """The same for a student."""
         costs = self.costs[student]
         return sum(max(0.0, costs[_COLUMN[name]] / limit - 1) for name, limit in self.table.limits.items())
 
@@ -172,24 +173,24 @@ def searches(
         searching = [row for row in mine if row["phase"] == "search"]
         if not accept_changes:
             _check_space(study, searching)
-        found.append(
-            Search(
-                study=study,
-                table=table,
-                seeds=tuple(spec.grid.seed),
-                tried=tried(row for row in searching if _same(study, row)),
-                next_number=1 + max((row["number"] for row in searching), default=-1),
-                prior=[] if prior is None else prior(study),
-                costs=student_costs(study, table, rows, timed),
-                top=spec.confirm.top if spec.confirm else 0,
-                fresh=tuple(spec.confirm.seed) if spec.confirm else (),
-                confirmed={
-                    (row["point"], row["seed"]): row["status"]
-                    for row in mine
-                    if row["phase"] == "confirm" and row["status"] is not None
-                },
-            )
+        search = Search(
+            study=study,
+            table=table,
+            seeds=tuple(spec.grid.seed),
+            tried=tried(row for row in searching if _same(study, row)),
+            next_number=1 + max((row["number"] for row in searching), default=-1),
+            prior=[] if prior is None else prior(study),
+            costs=student_costs(study, table, rows, timed),
+            top=spec.confirm.top if spec.confirm else 0,
+            fresh=tuple(spec.confirm.seed) if spec.confirm else (),
+            confirmed={
+                (row["point"], row["seed"]): row["status"]
+                for row in mine
+                if row["phase"] == "confirm" and row["status"] is not None
+            },
         )
+        _check_limits(search)
+        found.append(search)
     return found
 
 
@@ -231,3 +232,16 @@ def student_costs(study: Study, table: SearchTable, rows: list[Row], timed: bool
         if weighed:
             found[name]["latency_ms"] = old.get(name, math.nan)
     return found
+
+
+def _check_limits(search: Search) -> None:
+    """Raise ConfigError if no student of a search is within the limits."""
+    excess = [search.excess_of(name) for name in search.costs]
+    if excess and min(excess) > 0:
+        limits = ", ".join(f"{name} = {limit:g}" for name, limit in search.table.limits.items())
+        cheapest = {name: min(costs[_COLUMN[name]] for costs in search.costs.values()) for name in search.table.limits}
+        least = ", ".join(f"{name} {value:g}" for name, value in cheapest.items())
+        raise ConfigError(
+            f"search.limits must leave a student of {search.study.axes['pair']}, but got {limits}; "
+            f"the least that there is: {least}."
+        )

@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from pydantic import ConfigDict, Field, model_validator
@@ -13,6 +13,7 @@ from kdtrain.config import ConfigError, Frozen, parse
 
 Point = dict[str, Any]  # a value for each dimension whose condition holds
 DIGITS = 4  # significant digits of a value drawn from a range: enough for any weight, and short in a spec
+MOST = 10_000  # values of a dimension that can be counted
 
 
 class Dimension(Frozen):
@@ -33,16 +34,18 @@ class Dimension(Frozen):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
-        if (self.choices is None) == (self.low is None or self.high is None):
-            raise ValueError("must have low and high, or choices")
-        if self.choices is not None:
-            if not self.choices or len({repr(choice) for choice in self.choices}) < len(self.choices):
-                raise ValueError("must have choices, each once")
-            if self.low is not None or self.high is not None or self.log or self.step is not None:
-                raise ValueError("must have low and high, or choices, not both")
+        if self.choices is None:
+            self._check_range()
             return self
-        assert self.low is not None
-        assert self.high is not None
+        if not self.choices or any(_same(a, b) for a, b in itertools.combinations(self.choices, 2)):
+            raise ValueError("must have choices, each once")
+        if {self.low, self.high, self.step} != {None} or self.log or self.whole:
+            raise ValueError("must have low and high, or choices, not both")
+        return self
+
+    def _check_range(self) -> None:
+        if self.low is None or self.high is None:
+            raise ValueError("must have low and high, or choices")
         if self.low >= self.high:
             raise ValueError("must have low < high")
         if self.log and self.low <= 0:
@@ -51,7 +54,8 @@ class Dimension(Frozen):
             raise ValueError("must not have both log and step")
         if self.whole and not all(float(value).is_integer() for value in (self.low, self.high, self.step or 1)):
             raise ValueError("must have whole numbers, as the parameter is one")
-        return self
+        if (self.whole or self.step is not None) and (self.high - self.low) / (self.step or 1) >= MOST:
+            raise ValueError(f"must have at most {MOST:,} values")
 
     @property
     def ordered(self) -> bool:
@@ -75,27 +79,47 @@ class Dimension(Frozen):
         count = math.floor((self.high - self.low) / step + 1e-9) + 1
         return tuple(self.cast(self.low + i * step) for i in range(count))
 
-    def cast(self, value: float) -> float | int:
-        """A number of this range, with DIGITS significant digits."""
+    def cast(self, value: float, digits: int = DIGITS) -> float | int:
+        """A number of this range with so many significant digits, more where the range is narrow."""
         if self.whole:
             return round(value)
         assert self.low is not None
         assert self.high is not None
-        rounded = float(f"{value:.{DIGITS if self.step is None else 12}g}")
+        if self.step is not None:
+            rounded = float(f"{value:.12g}")
+        else:
+            scale = min(abs(value), self.high - self.low) or 1.0
+            rounded = round(value, digits - 1 - math.floor(math.log10(scale)))
         return min(max(rounded, self.low), self.high)  # rounding may step over a limit
 
     def holds(self, value: Any) -> bool:
         """Whether a value is one of this dimension's."""
         values = self.values
         if values is not None:
-            return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in values)
+            return any(_same(value, other) for other in values)
         assert self.low is not None
         assert self.high is not None
         return isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
 
+    def spelled(self, value: Any) -> Any:
+        """One of this dimension's values as it is written here: 4 for 4.0 where the choices are 1, 2 and 4."""
+        if self.choices is not None:
+            return next(choice for choice in self.choices if _same(choice, value))
+        return round(value) if self.whole else float(value)
+
+    @property
+    def extremes(self) -> Sequence[Any]:
+        """All choices, or the ends of a range: who takes them takes all values."""
+        return self.choices if self.choices is not None else (self.spelled(self.low), self.spelled(self.high))
+
     def plain(self) -> dict[str, Any]:
         """As plain data, without what is not said; `dimension` reads it."""
         return self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+
+
+def _same(value: Any, other: Any) -> bool:
+    """Whether two values are one and the same: 1 and 1.0 are, 1 and true are not."""
+    return bool(value == other) and isinstance(value, bool) == isinstance(other, bool)
 
 
 Space = dict[str, Dimension]  # in the order of drawing: a condition names dimensions before its own
@@ -151,6 +175,11 @@ def misfit(space: Space, point: Mapping[str, Any]) -> str | None:
     return f"{extra[0]} is not searched" if extra else None
 
 
+def spelled(space: Space, point: Mapping[str, Any]) -> Point:
+    """A point of the space as the space would write it: equal points give equal JSON."""
+    return {name: dim.spelled(point[name]) for name, dim in space.items() if name in point}
+
+
 def points(space: Space) -> Iterator[Point] | None:
     """All points in order, the last dimension fastest; None if there is no end of them."""
     if any(dim.values is None for dim in space.values()):
@@ -170,8 +199,8 @@ def _points(dims: list[tuple[str, Dimension]], point: Point) -> Iterator[Point]:
         yield from _points(rest, {**point, name: value})
 
 
-def draw(space: Space, rng: random.Random) -> Point:
-    """A point at random: each dimension by itself, uniformly, or in the logarithm."""
+def draw(space: Space, rng: random.Random, digits: int = DIGITS) -> Point:
+    """A point at random: each dimension by itself, uniformly, or in the logarithm. `digits`: as of `cast`."""
     point: Point = {}
     for name, dim in space.items():
         if not exists(dim, point):
@@ -182,9 +211,9 @@ def draw(space: Space, rng: random.Random) -> Point:
         assert dim.low is not None
         assert dim.high is not None
         if dim.log:
-            point[name] = dim.cast(math.exp(rng.uniform(math.log(dim.low), math.log(dim.high))))
+            point[name] = dim.cast(math.exp(rng.uniform(math.log(dim.low), math.log(dim.high))), digits)
         else:
-            point[name] = dim.cast(rng.uniform(dim.low, dim.high))
+            point[name] = dim.cast(rng.uniform(dim.low, dim.high), digits)
     return point
 
 
@@ -200,7 +229,7 @@ def told(dim: Dimension) -> str:
     if dim.choices is not None:
         return f"[{', '.join(map(str, dim.choices))}]{when}"
     step = "" if dim.step is None else f" in steps of {dim.step:g}"
-    return f"{dim.low:g}..{dim.high:g}{' log' if dim.log else ''}{step}{when}"
+    return f"{dim.low:g}..{dim.high:g}{' int' if dim.whole else ''}{' log' if dim.log else ''}{step}{when}"
 
 
 def plain(space: Space) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from kdtrain import data, models, recipes, subset
 from kdtrain.config import ConfigError, DataConfig, MethodRef, Recipe, Where, parse, unknown
 from kdtrain.methods import needs, resolve
-from sweeps import searched
+from sweeps import search_rules
 from sweeps.store import TEACHERS
 from sweeps.tables import SEARCHED, Grid, Spec, method_entry, split_pair
 
@@ -43,7 +43,7 @@ def parse_text(text: str, name: str = "spec") -> Spec:
     _check_pairs(spec.grid.pair)
     _check_methods(spec)
     _check_axes(spec)
-    searched.check(spec)
+    search_rules.check(spec)
     return spec
 
 

@@ -20,7 +20,7 @@ from kdtrain.loop import Training
 from kdtrain.probe import Probing
 from kdtrain.record import DivergedError, TrialResult
 from sweeps import rows
-from sweeps.ended import end
+from sweeps.ended import clean, end
 from sweeps.job import Job
 from sweeps.replay import Replay
 from sweeps.schema import Status
@@ -62,8 +62,8 @@ class TrialTrainable(tune.Trainable):
         job, store = self.job, self.job.store
         try:
             if self.training is None:
-                if self._is_complete():  # its worker died after the last line
-                    return {"done": True, "status": Status.COMPLETED.value}
+                if (ended := self._completed()) is not None:  # its worker died after the last line
+                    return ended
                 if job.trial.probe is not None:
                     return self._probe()
                 self.training = self._opened()
@@ -129,11 +129,17 @@ class TrialTrainable(tune.Trainable):
             torch.cuda.empty_cache()  # for other workers on a shared GPU
         return ended
 
-    def _is_complete(self) -> bool:
-        """Whether all that the trial leaves is stored: its row and, if others need them, its weights."""
+    def _completed(self) -> dict[str, Any] | None:
+        """What Tune is told if all that the trial leaves is stored: its row and, if others need them, its weights."""
         job, store = self.job, self.job.store
-        weights = not job.keeps_weights or store.exists("models", f"{job.id}.safetensors")
-        return weights and store.statuses([job.id]) == {job.id: Status.COMPLETED}
+        if job.keeps_weights and not store.exists("models", f"{job.id}.safetensors"):
+            return None
+        for row in store.read_trials([job.id]).select(["phase", "status", "epochs_done", "val_acc"]).to_pylist():
+            # A grid may have run what is now a point of a search.
+            if row["status"] == Status.COMPLETED and row["phase"] == job.searched.get("phase"):
+                clean(job)
+                return {"done": True, "status": row["status"], "epoch": row["epochs_done"], "acc": row["val_acc"]}
+        return None
 
     def _progress(self) -> dict[str, Any]:
         """What the driver is told of a trial under way.

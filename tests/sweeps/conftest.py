@@ -6,12 +6,19 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
+from kdtrain.build import trial_id
 from kdtrain.config import TrialConfig
 from sweeps import rows
+from sweeps.ask import Asking
+from sweeps.plan import expand
+from sweeps.points import Tried
 from sweeps.schema import METRICS, Status
+from sweeps.searches import Search, searches
+from sweeps.spec import parse_text
 from sweeps.store import Store
 
 SPEC = """
@@ -115,3 +122,46 @@ def sweep() -> Callable[..., Ended]:
         return Ended(process.returncode, out, err)
 
     return call
+
+
+class Studies:
+    """The searches of a spec with rows in memory: trials end as a test says, and studies are rebuilt from the rows."""
+
+    def __init__(self, text: str) -> None:
+        self.spec = parse_text(text)
+        self.plan = expand(self.spec)
+        self.rows: dict[tuple[str, int, int], dict[str, Any]] = {}  # by study, number of the point, and seed
+
+    def search(self, place: int = 0, **how: bool) -> Search:
+        """One of the searches, with what the rows have."""
+        return searches(self.spec, self.plan, Store("/nowhere", "none"), self.rows.values(), **how)[place]
+
+    def asking(self, place: int = 0, p_threshold: float | None = None) -> Asking:
+        """One of the studies, rebuilt from the rows."""
+        return Asking(self.search(place), p_threshold)
+
+    def ask(self, study: Asking) -> Tried:
+        """A new point, whose trials are under way."""
+        each = study.ask()
+        for seed in study.seeds_to_run(each):
+            self._write(study, each, seed, {"status": None})
+        return each
+
+    def end(self, study: Asking, each: Tried, seed: int, status: Status, acc: float | None = None) -> list[int]:
+        """A trial of a point has ended. Returns the seeds with which the point is not worth trying."""
+        student = each.point.get("family") and study.search.study.cell.trial(each.point, seed)[0].student
+        costs = study.search.costs[student] if student else {}
+        row = {**costs, "status": status, "val_acc": acc, "epochs_done": 4}
+        self._write(study, each, seed, row)
+        return study.tell(each.number, seed, row)
+
+    def _write(self, study: Asking, each: Tried, seed: int, row: dict[str, Any]) -> None:
+        key = trial_id(study.search.study.cell.trial(each.point, seed)[0])
+        columns = {**study.search.columns(each), "trial_id": key, "seed": seed}
+        self.rows[study.search.study.id, each.number, seed] = {**columns, **row}
+
+
+@pytest.fixture(scope="session")
+def studies() -> Callable[[str], Studies]:
+    """`Studies` as a fixture."""
+    return Studies
