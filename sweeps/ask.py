@@ -140,14 +140,14 @@ class Asking:
 
     def _close_if_ended(self, each: Tried) -> None:
         """Tell Optuna how a point has ended, once all its trials have."""
-        seeds = self.search.seeds
-        if not each.ended(seeds):
+        seeds, status = self.search.seeds, each.status(self.search.seeds)
+        if status is None or not each.ended(seeds):
             return
         trial, values = self.trials.pop(each.number), each.values(seeds, self.search.table.objectives)
         if values is not None:
             self.optuna.tell(trial, values)
         else:
-            self.optuna.tell(trial, state=_STATES[each.status(seeds)])
+            self.optuna.tell(trial, state=_STATES[status])
 
     def _new_study(self, p_threshold: float | None) -> optuna.Study:
         table, study = self.search.table, self.search.study

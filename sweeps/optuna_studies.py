@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from statistics import fmean
 from typing import Any
 
 import optuna
@@ -21,6 +20,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from sweeps.points import Tried, tried
 from sweeps.schema import OBJECTIVES, Status
 
 Row = Mapping[str, Any]
@@ -28,7 +28,6 @@ STUDY = "kdsweep_study"  # attribute of an Optuna study: the id of the search th
 TRIAL_IDS = "trial_ids"  # attribute of an Optuna trial: the trials of its point
 SEARCHED = "*"  # the student of a pair whose student is searched, as in a spec
 _FAMILY = "family"  # the dimension that a space has where the student is searched
-_WORST_FIRST = (Status.FAILED, Status.DIVERGED, Status.STOPPED)
 _STATES = {Status.STOPPED: TrialState.PRUNED, Status.DIVERGED: TrialState.FAIL, Status.FAILED: TrialState.FAIL}
 
 
@@ -163,11 +162,7 @@ def plain(value: Any) -> Any:
 
 def _search(key: str, rows: list[Row]) -> Search:
     rows = sorted(rows, key=lambda row: row["ended_at"], reverse=True)
-    points: dict[tuple[int, str], list[Row]] = defaultdict(list)
-    for row in rows:
-        points[row["number"], row["point"]].append(row)
-    objectives = rows[0]["objectives"]
-    made = tuple(_point(own, objectives) for _, own in sorted(points.items()))
+    made = tuple(_point(each, rows[0]["objectives"]) for each in tried(rows))
     spaces = [json.loads(text) for text in dict.fromkeys(row["space"] for row in rows)]
     names = dict.fromkeys(name for table in [*spaces, *(point.values for point in made)] for name in table)
     return Search(
@@ -184,25 +179,17 @@ def _search(key: str, rows: list[Row]) -> Search:
     )
 
 
-def _point(rows: list[Row], objectives: Sequence[str]) -> Point:
-    """The point of these rows, the newest first. One bad trial decides, as the mean over all seeds will never be."""
-    seeds = list(rows[0]["seeds"] or [rows[0]["seed"]])
-    own = sorted((row for row in rows if row["seed"] in seeds), key=lambda row: seeds.index(row["seed"]))
-    found = {row["status"] for row in own}
-    status = next((status for status in _WORST_FIRST if status in found), None)
-    scores = accuracy = None
-    if status is None and {row["seed"] for row in own} == set(seeds):
-        columns = ["val_acc", *(OBJECTIVES[name][0] for name in objectives)]
-        if all(_is_finite(row[column]) for row in own for column in columns):
-            accuracy, *means = (fmean(row[column] for row in own) for column in columns)
-            status, scores = Status.COMPLETED, tuple(means)
+def _point(each: Tried, objectives: Sequence[str]) -> Point:
+    first = next(iter(each.rows.values()))
+    seeds = first["seeds"] or [first["seed"]]
+    accuracy, scores = each.values(seeds, ["val_acc"]), each.values(seeds, objectives)
     return Point(
-        number=rows[0]["number"],
-        values=json.loads(rows[0]["point"]),
-        rows=tuple(own),
-        status=status,
-        scores=scores,
-        accuracy=accuracy,
+        number=each.number,
+        values=each.point,
+        rows=tuple(each.rows[seed] for seed in seeds if seed in each.rows),
+        status=each.status(seeds),
+        scores=None if scores is None else tuple(scores),
+        accuracy=None if accuracy is None else accuracy[0],
     )
 
 

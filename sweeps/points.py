@@ -7,9 +7,9 @@ from statistics import fmean
 from typing import Any
 
 from sweeps.schema import OBJECTIVES, Status
-from sweeps.space import Point
 
 Row = Mapping[str, Any]
+Point = dict[str, Any]
 COLUMNS = [
     "trial_id", "phase", "study", "space", "point", "number", "origin", "seed", "status", "student", "val_acc",
     "epochs_done", "student_params", "student_macs", "latency_ms",
@@ -29,14 +29,15 @@ class Tried:
         """Whether its trials with all of these seeds have ended."""
         return all(seed in self.rows for seed in seeds)
 
-    def status(self, seeds: Sequence[int]) -> Status:
-        """How a point ended that has: as the worst of its trials."""
-        found = {self.rows[seed]["status"] for seed in seeds}
-        return next(status for status in _WORST_FIRST if status in found)
+    def status(self, seeds: Sequence[int]) -> Status | None:
+        """How a point ended: as the worst of its trials. None while some are missing and none of the others is bad."""
+        found = {self.rows[seed]["status"] for seed in seeds if seed in self.rows}
+        worst = next((status for status in _WORST_FIRST if status in found), None)
+        return worst if self.ended(seeds) or worst != Status.COMPLETED else None
 
     def values(self, seeds: Sequence[int], objectives: Sequence[str]) -> list[float] | None:
         """Its value for each objective, the mean over its trials; None unless all of them completed."""
-        if not self.ended(seeds) or self.status(seeds) != Status.COMPLETED:
+        if self.status(seeds) != Status.COMPLETED:
             return None
         columns = (OBJECTIVES[name][0] for name in objectives)
         return [fmean(self.rows[seed][column] for seed in seeds) for column in columns]

@@ -26,7 +26,7 @@ def modules_after(statement: str) -> set[str]:
     [
         ("import kdtrain.cli", {"torch"}, {"ray", "pyarrow", "sweeps", "analysis"}),
         ("import sweeps.store", {"pyarrow"}, {"ray", "torch", "kdtrain", "analysis"}),
-        ("import sweeps.cli", {"torch", "pyarrow"}, {"ray", "analysis"}),  # plan and status start at once
+        ("import sweeps.cli", {"torch", "pyarrow"}, {"ray", "optuna", "analysis"}),  # plan and status start at once
         ("import sweeps.optuna_studies", {"optuna"}, {"ray", "torch", "kdtrain", "analysis"}),
         ("import analysis.cli, analysis.html", {"pyarrow"}, {"ray", "torch", "kdtrain", "sweeps.spec", "optuna"}),
         ("import analysis.search_page", {"optuna", "plotly"}, {"ray", "torch", "kdtrain", "sweeps.spec"}),

@@ -7,10 +7,14 @@ import pytest
 from rich.console import Console
 
 from sweeps import progress as module
+from sweeps.cost import Cost
 from sweeps.job import missing
 from sweeps.plan import expand
-from sweeps.progress import Progress
+from sweeps.points import Tried
+from sweeps.progress import Progress, weights
+from sweeps.searches import searches
 from sweeps.spec import parse_text
+from sweeps.store import Store
 
 
 @pytest.fixture
@@ -102,3 +106,109 @@ def test_idle_workers_are_not_shown_and_dead_ones_count_as_failed(jobs, clock):
     tell(progress, "on_trial_error", jobs[1])
     assert progress.dead == {jobs[1].key}
     assert progress.line().startswith("[0 s] 0/1 teacher and 1/4 trials done, 1 failed or diverged")
+
+
+SEARCH = """
+[search]
+sampler = "random"
+trials = 2
+score = "mean_over_seeds"
+[scheduler]
+name = "wilcoxon"
+[confirm]
+top = 1
+seed = [11]
+"""
+
+
+@pytest.fixture
+def search(spec_text, tmp_path, clock) -> SimpleNamespace:
+    """A search for kd alone, 2 points with 6 seeds and a confirmation: its progress, and what makes its jobs."""
+    text = spec_text.replace('["vanilla", "kd"]', '["kd"]').replace("[1, 2]", "[1, 2, 3, 4, 5, 6]")
+    text = text.replace("[train]", "val_size = 100\n[train]").replace("[teacher]\nepochs = 1\n", "[teacher]\n")
+    text += f"{SEARCH}[run]\nresults = '{tmp_path}'\n"
+    spec = parse_text(text)
+    plan = expand(spec)
+    (found,) = searches(spec, plan, Store(str(tmp_path), "small"), [])
+    todo = missing(spec, text, plan, retry_failed=False, found=[found])
+    jobs, skipped = {}, []
+    teachers = {job.key for job in todo.jobs}
+    console = Console(file=io.StringIO(), force_terminal=False, width=120)
+    progress = Progress(console, jobs, weights(todo, Cost(())), teachers, todo.done, skipped)
+
+    def begin(point: int, seed: int, phase: str = "search"):
+        cell = found.study.cell
+        trial, _ = (cell.trial if phase == "search" else cell.confirmation)({"alpha": 1.0 + point, "tau": 4.0}, seed)
+        job = todo.maker("student", trial, found.columns(Tried(point, {"alpha": 1.0 + point}, "start"), phase))
+        jobs[job.id] = job
+        return job
+
+    return SimpleNamespace(progress=progress, begin=begin, skipped=skipped, todo=todo, jobs=jobs)
+
+
+def test_points_take_the_places_of_those_that_were_to_be_chosen(search, clock):
+    progress = search.progress
+    assert progress.line() == "[0 s] 0/2 teachers and 0/13 trials done"
+    for teacher in search.todo.jobs:
+        search.jobs[teacher.id] = teacher
+        tell(progress, "on_trial_start", teacher)
+        tell(progress, "on_trial_result", teacher, epoch=2, epochs=2, status="completed")
+    clock.now += 60
+    # Two teachers on a 50th of the images for two epochs, as 13 trials: 15 trials that take as long.
+    assert progress.line() == "[1 min 00 s] 2/2 teachers and 0/13 trials done, about 6 min 30 s left"
+    for seed in (1, 2, 3, 4):
+        job = search.begin(0, seed)
+        tell(progress, "on_trial_start", job)
+        tell(progress, "on_trial_result", job, epoch=2, epochs=2, acc=20.0, status="completed")
+        tell(progress, "on_trial_complete", job)
+    assert progress.line() == "[1 min 00 s] 2/2 teachers and 4/13 trials done, about 1 min 30 s left"
+
+
+def test_seeds_that_are_not_tried_count_as_ended(search, clock):
+    progress = search.progress
+    job = search.begin(0, 1)
+    tell(progress, "on_trial_start", job)
+    tell(progress, "on_trial_result", job, epoch=2, epochs=2, acc=20.0, status="completed")
+    search.skipped += [search.begin(0, seed) for seed in (2, 3, 4, 5, 6)]  # the searcher hears of the end first
+    tell(progress, "on_trial_complete", job)
+    assert "0/2 teachers and 6/13 trials done" in progress.line()
+    assert progress.running == {}
+
+
+def test_points_that_a_scheduler_stopped_and_their_confirmations_count(search, clock):
+    progress = search.progress
+    job = search.begin(0, 1)
+    tell(progress, "on_trial_start", job)
+    tell(progress, "on_trial_result", job, epoch=1, epochs=2, acc=20.0)
+    assert "0/13 trials done, kd alpha=1.0 tau=4.0 resnet8/resnet8 fraction 0.02 seed 1 epoch 1/2" in progress.line()
+    tell(progress, "on_trial_complete", job)  # without a word of its own
+    assert "1/13 trials done" in progress.line()
+    job = search.begin(0, 11, "confirm")
+    tell(progress, "on_trial_start", job)
+    assert "1/13 trials done, confirm kd" in progress.line()
+    tell(progress, "on_trial_result", job, epoch=2, epochs=2, acc=20.0, status="completed")
+    assert "2/13 trials done" in progress.line()
+
+
+def test_more_trials_than_were_to_come_leave_no_negative_time(search, clock):
+    # A point whose teacher is its own: the teacher was not planned, and takes no place.
+    progress = search.progress
+    for teacher in search.todo.jobs:
+        search.jobs[teacher.id] = teacher
+        tell(progress, "on_trial_start", teacher)
+        tell(progress, "on_trial_result", teacher, epoch=2, epochs=2, status="completed")
+    own = search.todo.jobs[0].model_copy(update={"id": "another"})
+    search.jobs["another"] = own
+    tell(progress, "on_trial_start", own)
+    assert progress.line().startswith("[0 s] 2/3 teachers and 0/13 trials done")
+    for point in range(2):
+        for seed in range(1, 7):
+            job = search.begin(point, seed)
+            tell(progress, "on_trial_start", job)
+            tell(progress, "on_trial_result", job, epoch=2, epochs=2, acc=20.0, status="completed")
+    clock.now += 60
+    job = search.begin(0, 11, "confirm")
+    tell(progress, "on_trial_start", job)
+    tell(progress, "on_trial_result", job, epoch=2, epochs=2, acc=20.0, status="completed")
+    tell(progress, "on_trial_result", own, epoch=2, epochs=2, status="completed")
+    assert progress.line().endswith("3/3 teachers and 13/13 trials done, about 0 s left")

@@ -164,8 +164,16 @@ def test_dead_teacher_blocks_its_students_though_workers_idle(jobs):
 def test_completed_trial_is_not_trained_again_when_its_worker_died_after_its_row(jobs, end):
     vanilla = next(job for job in jobs if job.trial.method.name == "vanilla" and job.role == "student")
     end(vanilla.store, vanilla.trial, "student", Status.COMPLETED)
-    assert step(vanilla) == {"done": True, "status": "completed"}
-    assert not vanilla.store.ids("epochs")
+    vanilla.store.write_bytes(b"state", "checkpoints", f"{vanilla.id}.pt")
+    assert step(vanilla) == {"done": True, "status": "completed", "epoch": 2, "acc": None}
+    assert not vanilla.store.ids("epochs") | vanilla.store.ids("checkpoints")
+
+
+def test_trial_that_a_grid_has_run_is_run_again_as_a_point_of_a_search(jobs, end):
+    vanilla = next(job for job in jobs if job.trial.method.name == "vanilla" and job.role == "student")
+    end(vanilla.store, vanilla.trial, "student", Status.COMPLETED)
+    point = vanilla.model_copy(update={"searched": {"phase": "search", "study": "s", "number": 0}})
+    assert step(point)["epoch"] == 1
 
 
 def test_damaged_checkpoint_means_from_the_start(jobs):
@@ -279,3 +287,13 @@ def test_a_student_that_is_the_same_trial_as_a_teacher_does_not_stand_for_it(job
     assert handed(search, "c") == "idle"
     search.on_trial_complete("a", COMPLETED)
     assert handed(search, "d") == "kd/student"
+
+
+def test_a_student_that_is_the_same_trial_as_a_trained_teacher_does_not_undo_it(jobs):
+    teacher, student = jobs[0], jobs[1]
+    twin = student.model_copy(update={"id": teacher.id, "trial": teacher.trial})
+    pupil = next(job for job in jobs if job.requirements)
+    search = searcher([twin, pupil], trained=[teacher.id])
+    assert handed(search, "a") == "vanilla/student"
+    search.on_trial_complete("a", {"status": "failed"})
+    assert handed(search, "b") == "kd/student"
