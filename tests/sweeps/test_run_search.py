@@ -198,18 +198,19 @@ def test_raised_budget_goes_on_from_what_there_is(results, searched, sweep):
     assert sorted(row["number"] for row in new) == [12, 12, 13, 13, 14, 14]
 
 
-def kill(driver: subprocess.Popen[str]) -> None:
-    """End a driver with -9, with its process group and all that Ray started for it."""
+def kill(driver: subprocess.Popen[str]) -> str:
+    """End a driver with -9, with its process group and all that Ray started for it. What it said on stderr."""
     children = []
     with contextlib.suppress(psutil.NoSuchProcess):
         children = psutil.Process(driver.pid).children(recursive=True)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(driver.pid, signal.SIGKILL)
-    driver.communicate()
+    _, told = driver.communicate()
     for process in children:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(children, timeout=30)
+    return told
 
 
 def until(driver: subprocess.Popen[str], condition: Callable[[], bool], seconds: float = 120) -> None:
@@ -243,11 +244,11 @@ def test_killed_twenty_times_each_study_has_its_budget_and_nothing_twice(results
         driver = start("run", spec, "--results", results)
         until(driver, moment(store, rng, killed))
         time.sleep(rng.uniform(0, 0.05))
-        kill(driver)
+        told = kill(driver)
         if driver.returncode == -signal.SIGKILL:
             killed += 1
         else:  # it was over: go on with a larger budget
-            assert driver.returncode == 0
+            assert (driver.returncode, told) == (0, "")
             assert_whole(results, "killed", points)
             points += 4
         after = {row["trial_id"]: row for row in store.read_trials().to_pylist()}  # all files can be read
