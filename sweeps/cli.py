@@ -13,7 +13,7 @@ from rich.console import Console
 
 from kdtrain.config import ConfigError
 from sweeps import changes, cli_study, plan, replay, show, spec
-from sweeps.job import Missing, asked, missing, source_of
+from sweeps.job import Missing, asked, missing, source_of, tidy
 from sweeps.published import bring
 from sweeps.schema import Status
 from sweeps.searches import searches
@@ -99,8 +99,10 @@ def _prepare(planned: Planned, retry_failed: bool, accept_changes: bool) -> Miss
         loaded, whole, own, open_points, retry_failed=retry_failed, accept_changes=accept_changes, timed=True
     )
     todo = missing(loaded, text, whole, retry_failed, found)
+    tidy(own)
     if todo.trials:
         own.probe()
+    if todo.trials and not todo.replays:
         Store(loaded.run.results, TEACHERS).probe()
         targets = {trial.data.model_dump_json(): trial.data for trial in whole.trials.values() if trial.probe}
         for line in spec.check_data(loaded, targets.values()):

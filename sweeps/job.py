@@ -1,11 +1,12 @@
 """What a sweep still has to do: its plan minus what the store has."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from kdtrain.build import trial_id
 from kdtrain.config import Frozen, MethodRef, TrialConfig, Where
@@ -135,9 +136,13 @@ def blocked_by(failed: Mapping[str, str], jobs: Iterable[Job]) -> list[Blocked]:
 
 
 def asked(store: Store) -> list[Job]:
-    """The trials of searches that were handed out and have no row yet."""
-    files = (store.read_bytes(ASKED, f"{key}.json") for key in store.ids(ASKED) - store.ids("trials"))
-    return [Job.model_validate_json(data) for data in files if data is not None]  # None: it has ended meanwhile
+    """The trials of searches that were handed out and have no row yet. Those of another version are left out."""
+    found = []
+    for key in store.ids(ASKED) - store.ids("trials"):
+        data = store.read_bytes(ASKED, f"{key}.json")
+        with suppress(ValidationError):
+            found += [] if data is None else [Job.model_validate_json(data)]  # None: it has ended meanwhile
+    return found
 
 
 def tidy(store: Store) -> None:
@@ -199,9 +204,13 @@ def missing(spec: Spec, text: str, plan: Plan, retry_failed: bool, found: list[S
 
 
 def _ended(store: Store, planned: Iterable[str], retry_failed: bool) -> dict[str, str]:
-    """How those of the planned trials ended that are not to be run again, by id."""
+    """How those of the planned trials ended that are not to be run again, by id. Points of a search do not count.
+
+    A sweep that was a search before may have them, and tables do not show them.
+    """
     again = (Status.FAILED, Status.DIVERGED) if retry_failed else ()
-    return {key: status for key, status in store.statuses(planned).items() if status not in again}
+    rows = store.read_trials(planned).select(["trial_id", "status", "phase"]).to_pylist()
+    return {row["trial_id"]: row["status"] for row in rows if row["status"] not in again and row["phase"] is None}
 
 
 def _described(plan: Plan, key: str) -> str:

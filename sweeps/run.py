@@ -24,7 +24,7 @@ from rich.console import Console
 from kdtrain.config import ConfigError
 from sweeps.cost import Cost
 from sweeps.ended import clean, end
-from sweeps.job import Blocked, Job, Missing, tidy
+from sweeps.job import Blocked, Job, Missing
 from sweeps.progress import Progress, weights
 from sweeps.scheduler import StudySchedulers
 from sweeps.schema import Status
@@ -49,8 +49,6 @@ def run(
     StoreError if results cannot be written; KeyboardInterrupt passes through.
     """
     wilcoxon = scheduler is not None and scheduler.name == "wilcoxon"
-    if todo.searches:
-        tidy(todo.maker("student", todo.searches[0].study.example).store)
     search = SweepSearch(todo, scheduler.p_threshold if scheduler is not None and wilcoxon else None)
     if not search.to_come:  # all that is left needs a teacher that failed
         return search.blocked

@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from kdtrain.build import trial_id
-from kdtrain.config import TrialConfig
+from kdtrain.config import TrialConfig, canonical
 from sweeps import searched
 from sweeps.cells import Axes
 from sweeps.job import Job
@@ -111,9 +111,20 @@ def progress(found: Iterable[Search]) -> Iterator[str]:
         if leader := best(search.tried, search.seeds, search.table.objectives, 1):
             line += f", best {_score(leader[0], search)}"
         if search.over and search.top:
-            left = search.confirmations_left
-            line += f", {count(left, 'confirmation')} left" if left else ", confirmed"
+            line += f", {_confirmed(search)}"
         yield f"{line}."
+
+
+def _confirmed(search: Search) -> str:
+    """How far the confirmations of a study are whose points have all ended."""
+    if left := search.confirmations_left:
+        return f"{count(left, 'confirmation')} left"
+    winners = {canonical(each.point) for each in best(search.tried, search.seeds, search.table.objectives, search.top)}
+    states = [status for (point, _), status in search.confirmed.items() if point in winners]
+    if not states:
+        return "nothing to confirm"
+    bad = len(states) - states.count(Status.COMPLETED)
+    return f"confirmed, {bad} of {len(states)} did not complete" if bad else "confirmed"
 
 
 def _score(each: Tried, search: Search) -> str:
