@@ -14,7 +14,7 @@ PARAMS = "params."
 TEACHERS = "teacher."
 SEARCHES = "search."
 STUDY = "study"
-SEARCHED = json.dumps("searched")  # stands for the values of a point, which differ from study to study
+_CHOSEN = json.dumps("searched")  # stands for the values of a point, which differ from study to study
 UNKNOWN = json.dumps("unknown")  # how weights from elsewhere were trained; differs from nothing
 _SOURCES = "source."
 _PROBES = "probe."
@@ -100,7 +100,7 @@ def _searched(row: Row, config: Config) -> Config:
     search = {**flat(space), "objectives": row["objectives"], "seeds": row["seeds"]}
     keys = [key for name in {**space, **json.loads(row["point"])} for key in _searched_keys(name, row, config)]
     found = {key: json.dumps(value) for key, value in search.items()}
-    return {**dict.fromkeys(keys, SEARCHED), **_prefixed(SEARCHES, found), STUDY: json.dumps(row["study"])}
+    return {**dict.fromkeys(keys, _CHOSEN), **_prefixed(SEARCHES, found), STUDY: json.dumps(row["study"])}
 
 
 def _searched_keys(name: str, row: Row, config: Config) -> list[str]:

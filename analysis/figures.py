@@ -13,7 +13,8 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis.groups import Column, Group
+from analysis.columns import Column
+from analysis.groups import Group
 from analysis.names import ONTO, dataset_name, images_name
 from analysis.render import cells
 from analysis.stats import mean, sample_std

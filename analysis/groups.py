@@ -1,6 +1,5 @@
 """Trials -> groups of repetitions: trials that differ in their seeds alone, and may be averaged."""
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.columns import Column, is_paired, shown
 from analysis.configuration import (
     PARAMS,
     SEARCHES,
@@ -17,63 +17,15 @@ from analysis.configuration import (
     Config,
     Settings,
     printed,
-    settings_of,
     student_config,
     teacher_config,
 )
+from analysis.confirmed import Point, confirmed_points
 from analysis.load import Row, Sweep, records
-from analysis.names import ONTO, method_order, natural_order, ordinal
-from analysis.stats import mean
+from analysis.names import method_order, natural_order, ordinal
 
 PLACE = "point"  # the setting that tells the place of a point that is not the best of its study
-ANY = "*"  # the student of a pair whose student is searched, as in a spec
 TEACHER = "teacher"  # the method name of the rows that show the teachers themselves, or their probes
-
-
-@dataclass(frozen=True, kw_only=True)
-class Column:
-    """A pair and the fraction of the training images that the student saw."""
-
-    teacher: str | None
-    student: str
-    fraction: float
-
-    def order(self) -> tuple[Any, ...]:
-        """Sort key."""
-        return (natural_order(self.teacher or ""), natural_order(self.student), self.fraction)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Study:
-    """The search of one cell of the grid, and what it has spent."""
-
-    id: str
-    dataset: str
-    method: str
-    column: Column  # its student is ANY where the points have several
-    searches: bool  # whether there is anything to search
-    points: int
-    trials: int  # that have ended, in whatever way; a point has one for each seed of its score
-    confirmed: int  # points
-
-    def order(self) -> tuple[Any, ...]:
-        """Sort key."""
-        return (natural_order(self.dataset), method_order(self.method), self.column.order(), self.id)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Point:
-    """A point that a search chose, and that was trained again on all training images, with fresh seeds."""
-
-    study: Study
-    json: str  # {name: value}
-    score: float | None  # mean validation accuracy of its completed trials in the search, percent
-    place: int  # from 1: by that score among the confirmed points of the study with this student, then by age
-
-    @property
-    def values(self) -> Settings:
-        """(name, value) as printed."""
-        return settings_of(self.json)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,20 +68,6 @@ def student_rows(sweep: Sweep) -> list[Row]:
     return [row for row in records(sweep.trials) if row["source_id"] not in teachers]
 
 
-def shown(row: Row) -> str:
-    """What a trial's table is of: its data set; of a probe also that on which its network was trained."""
-    return row["dataset"] if row["source_id"] is None else f"{row['source_dataset']}{ONTO}{row['dataset']}"
-
-
-def group_studies(sweep: Sweep) -> list[Study]:
-    """The searches of a sweep."""
-    rows: dict[str, list[Row]] = defaultdict(list)
-    for row in (*records(sweep.searched), *records(sweep.trials)):
-        if row["study"] is not None:
-            rows[row["study"]].append(row)
-    return sorted((_study(key, same) for key, same in rows.items()), key=Study.order)
-
-
 def group_students(sweep: Sweep) -> list[Group]:
     """The groups of a sweep's students, and of their probes.
 
@@ -137,15 +75,15 @@ def group_students(sweep: Sweep) -> list[Group]:
     The confirmed points of a study are groups of their own. The search, not the test set, places them: the settings of
     all but its best tell their place.
     """
-    rows, networks, points = student_rows(sweep), _networks(sweep), _points(sweep)
+    rows, networks, points = student_rows(sweep), _networks(sweep), confirmed_points(sweep)
     paired: dict[tuple[str, str], set[str]] = defaultdict(set)
     for row in rows:
-        if _is_paired(row):
+        if is_paired(row):
             paired[shown(row), row["student"]].add(row["teacher"])
     items = []
     for row in rows:
         pairs = paired[shown(row), row["student"]]
-        names: list[str | None] = [row["teacher"]] if _is_paired(row) else [*sorted(pairs)] or [None]
+        names: list[str | None] = [row["teacher"]] if is_paired(row) else [*sorted(pairs)] or [None]
         columns = tuple(Column(teacher=name, student=row["student"], fraction=row["fraction"]) for name in names)
         config = student_config(row, networks)
         point = points.get((row["study"], row["point"]))
@@ -163,7 +101,7 @@ def group_teachers(sweep: Sweep, students: Iterable[Group]) -> list[Group]:
     places: dict[tuple[str, str, bool], dict[Column, None]] = defaultdict(dict)
     for group in students:
         for row in records(group.trials):
-            if _is_paired(row) and row["teacher_id"] in teachers:
+            if is_paired(row) and row["teacher_id"] in teachers:
                 places[row["teacher_id"], group.dataset, row["source_id"] is not None][group.column] = None
     found = [(teachers[key], name, tuple(columns)) for (key, name, probed), columns in places.items() if not probed]
     for row in records(sweep.trials):
@@ -180,56 +118,12 @@ def group_teachers(sweep: Sweep, students: Iterable[Group]) -> list[Group]:
     )
 
 
-def _study(key: str, rows: list[Row]) -> Study:
-    searched = [row for row in rows if row["phase"] == "search"]
-    first, students = rows[0], {row["student"] for row in rows}
-    return Study(
-        id=key,
-        dataset=first["dataset"],
-        method=first["method"],
-        column=Column(
-            teacher=first["teacher"] if _is_paired(first) else None,
-            student=first["student"] if len(students) == 1 else ANY,
-            fraction=first["fraction"],
-        ),
-        searches=first["space"] != "{}",
-        points=len({row["point"] for row in searched}),
-        trials=len(searched),
-        confirmed=len({row["point"] for row in rows if row["phase"] != "search"}),
-    )
-
-
-def _points(sweep: Sweep) -> dict[tuple[str, str], Point]:
-    """The confirmed points by study and JSON."""
-    studies = {study.id: study for study in group_studies(sweep)}
-    scores: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for row in records(sweep.searched):
-        if row["status"] == "completed" and row["val_acc"] is not None:
-            scores[row["study"], row["point"]].append(row["val_acc"])
-    rivals: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
-    for row in records(sweep.trials):
-        if row["study"] is not None:
-            rivals[row["study"], row["student"]][row["point"]] = math.inf if row["number"] is None else row["number"]
-    found = {}
-    for (study, _), numbers in rivals.items():
-        means = {point: mean(scores[study, point]) for point in numbers}
-        ranked = sorted(numbers, key=lambda point: (-(means[point] or 0.0), numbers[point]))
-        for place, point in enumerate(ranked, start=1):
-            found[study, point] = Point(study=studies[study], json=point, score=means[point], place=place)
-    return found
-
-
 def _networks(sweep: Sweep) -> dict[str, Row]:
     return _by_id(sweep.trials) | _by_id(sweep.teachers)
 
 
 def _by_id(trials: pd.DataFrame) -> dict[str, Row]:
     return {str(row["trial_id"]): row for row in records(trials)}
-
-
-def _is_paired(row: Row) -> bool:
-    """Whether a trial's teacher is that of a pair."""
-    return row["teacher"] is not None and not row["self_taught"]
 
 
 def _group(items: list[_Item]) -> list[Group]:

@@ -3,7 +3,8 @@
 from collections import defaultdict
 from dataclasses import dataclass, replace
 
-from analysis.groups import Column, Group, group_students
+from analysis.columns import Column
+from analysis.groups import Group, group_students
 from analysis.load import Sweep
 from analysis.metrics import METRICS
 from analysis.stats import half_width, mean

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from analysis.columns import shown
 from analysis.configuration import params_of
-from analysis.groups import shown
 from analysis.load import Row, Sweep, records
 from analysis.names import dataset_name, fraction_name, model_name
 from analysis.tables import row_name

@@ -8,9 +8,9 @@ from typing import Any
 
 import optuna
 
+from analysis.columns import Column
 from analysis.configuration import PARAMS, SEARCHES, STUDY, Settings, printed, short, student_config
 from analysis.errors import ReportError
-from analysis.groups import Column
 from analysis.load import Row, Sweep, load, records
 from analysis.names import dataset_name, fraction_name, method_order, natural_order
 from analysis.provenance import core_hours
@@ -40,14 +40,14 @@ HEADINGS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study:
+class ShownStudy:
     """One search of a sweep."""
 
     sweep: str
     search: Search
     optuna: optuna.Study  # the points that have ended
     dataset: str
-    column: Column  # its student is groups.ANY where it is searched
+    column: Column  # its student is SEARCHED where it is searched
     pairs: tuple[Column, ...]  # those it is compared in: of a method that looks at no teacher, all of its student
     name: str  # the method, with the settings that tell studies of one method and pair apart
 
@@ -72,7 +72,7 @@ class Searched:
     """The searches of one sweep, in the order of their table."""
 
     sweep: str
-    studies: list[Study]
+    studies: list[ShownStudy]
 
     def summary(self) -> str:
         """E.g. `2 studies, 24 points in 24 trials, 1.50 core-hours`."""
@@ -123,7 +123,7 @@ def told(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={short(json.dumps(value))}" for name, value in values.items())
 
 
-def _studies(results: str, name: str) -> list[Study]:
+def _studies(results: str, name: str) -> list[ShownStudy]:
     sweep = load(results, name)
     found = optuna_studies.searches(records(sweep.searched))
     stopped = [row["trial_id"] for search in found for row in search.rows if row["status"] == Status.STOPPED]
@@ -134,7 +134,7 @@ def _studies(results: str, name: str) -> list[Study]:
         if column.teacher is not None:
             paired[column.student].add(column)
     studies = [
-        Study(
+        ShownStudy(
             sweep=name,
             search=search,
             optuna=optuna_studies.study(search, epochs),
@@ -160,11 +160,11 @@ def _pairs(column: Column, others: Iterable[Column]) -> tuple[Column, ...]:
     return tuple(same) or (column,)
 
 
-def _named(studies: list[Study], sweep: Sweep) -> list[Study]:
+def _named(studies: list[ShownStudy], sweep: Sweep) -> list[ShownStudy]:
     """The studies with names that hold the fixed settings in which those of one method and column differ."""
     networks = {str(row["trial_id"]): row for row in records(sweep.teachers)}
     fixed = {study.search.id: _fixed(study.search, networks) for study in studies}
-    places: dict[tuple[str, str, Column], list[Study]] = defaultdict(list)
+    places: dict[tuple[str, str, Column], list[ShownStudy]] = defaultdict(list)
     for study in studies:
         places[study.dataset, study.name, study.column].append(study)
     named = []
@@ -191,12 +191,12 @@ def _fixed(search: Search, networks: Mapping[str, Row]) -> dict[str, str]:
     }
 
 
-def _order(study: Study) -> tuple[Any, ...]:
+def _order(study: ShownStudy) -> tuple[Any, ...]:
     method = study.search.newest["method"]
     return (natural_order(study.dataset), study.column.order(), method_order(method), study.name, study.search.id)
 
 
-def _line(study: Study) -> tuple[str, ...]:
+def _line(study: ShownStudy) -> tuple[str, ...]:
     rows, best = study.search.rows, study.best
     return (
         study.name,
@@ -237,7 +237,7 @@ def _clean(text: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in text)
 
 
-def counts(study: Study) -> str:
+def counts(study: ShownStudy) -> str:
     """How the points ended, e.g. `8 completed, 3 stopped, 1 diverged`."""
     found = Counter(point.status for point in study.search.points)
     parts = [f"{found[status]} {status}" for status in Status if found[status]]

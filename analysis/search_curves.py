@@ -5,12 +5,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from analysis.best_of_n import RESAMPLES, curve
+from analysis.columns import Column
 from analysis.figures import BAND_OPACITY, DARK, DASHES, LIGHT
 from analysis.figures import layout as empty_plot
-from analysis.groups import Column
 from analysis.names import images_name
 from analysis.render.cells import pair
-from analysis.search import Searched, Study
+from analysis.search import Searched, ShownStudy
 from analysis.search_figures import Panel
 
 EXPLANATION = (
@@ -24,7 +24,7 @@ EXPLANATION = (
 
 def best_of_n(searched: Searched) -> list[Panel]:
     """A panel for each data set, pair and fraction."""
-    places: dict[tuple[str, Column], list[Study]] = defaultdict(list)
+    places: dict[tuple[str, Column], list[ShownStudy]] = defaultdict(list)
     for study in searched.studies:
         for column in study.pairs:
             places[study.dataset, column].append(study)
@@ -37,7 +37,7 @@ def best_of_n(searched: Searched) -> list[Panel]:
     ]
 
 
-def _panel(sweep: str, dataset: str, column: Column, studies: Sequence[Study], styles: dict[str, int]) -> Panel:
+def _panel(sweep: str, dataset: str, column: Column, studies: Sequence[ShownStudy], styles: dict[str, int]) -> Panel:
     without = [f"{study.name} has no completed point." for study in studies if not study.best]
     studies = [study for study in studies if study.best]
     values = [[point.accuracy for point in study.ended] for study in studies]

@@ -18,7 +18,7 @@ from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 
 from analysis.figures import layout as empty_plot
-from analysis.search import Study, counts
+from analysis.search import ShownStudy, counts
 from sweeps.schema import Status
 
 ENOUGH = 20  # completed points, below which an importance would be noise
@@ -51,7 +51,7 @@ class Panel:
     plots: tuple[go.Figure, ...] = ()
 
 
-def panels(study: Study) -> list[Panel]:
+def panels(study: ShownStudy) -> list[Panel]:
     """All that is shown of one study; nothing where nothing is searched."""
     if not study.search.distributions:
         return []
@@ -70,7 +70,7 @@ def panels(study: Study) -> list[Panel]:
     return sorted(found, key=lambda panel: not panel.plots)  # what is not shown last
 
 
-def importances(study: Study) -> dict[str, float] | None:
+def importances(study: ShownStudy) -> dict[str, float] | None:
     """The importance of each parameter for val_acc by PED-ANOVA, the most important first; None of too few points."""
     n = study.count(Status.COMPLETED)
     if n < ENOUGH or len(study.search.distributions) < 2:
@@ -80,7 +80,7 @@ def importances(study: Study) -> dict[str, float] | None:
         return optuna.importance.get_param_importances(study.optuna, evaluator=_EVALUATOR, target=_loss(study))
 
 
-def plane_of(study: Study, weights: Mapping[str, float] | None) -> list[str]:
+def plane_of(study: ShownStudy, weights: Mapping[str, float] | None) -> list[str]:
     """Two numeric parameters (or as many as there are): alpha and beta, else the most important, else the first."""
     numeric = [name for name, dist in study.search.distributions.items() if _is_numeric(dist)]
     named = [[name for name in numeric if name.rpartition(".")[2] == greek] for greek in ("alpha", "beta")]
@@ -91,7 +91,7 @@ def plane_of(study: Study, weights: Mapping[str, float] | None) -> list[str]:
     return sorted(numeric[:2])  # Optuna's order of axes
 
 
-def _history(study: Study) -> Panel:
+def _history(study: ShownStudy) -> Panel:
     target, name = _accuracy(study), _ACCURACY
     made = optuna.visualization.plot_optimization_history(study.optuna, target=target, target_name=name)
     points, *best = [trace for trace in made.data if len(trace.x)]
@@ -102,7 +102,7 @@ def _history(study: Study) -> Panel:
     return _panel(study, "Optimisation history", f"{counts(study)}.", plot)
 
 
-def _importance(study: Study, weights: Mapping[str, float] | None) -> Panel:
+def _importance(study: ShownStudy, weights: Mapping[str, float] | None) -> Panel:
     title, n = "Parameter importance", study.count(Status.COMPLETED)
     if weights is None:
         why = (
@@ -124,7 +124,7 @@ def _importance(study: Study, weights: Mapping[str, float] | None) -> Panel:
     return _panel(study, title, f"{text} (PED-ANOVA).", plot)
 
 
-def _contour(study: Study, plane: Sequence[str]) -> Panel:
+def _contour(study: ShownStudy, plane: Sequence[str]) -> Panel:
     title = f"Contour of {' and '.join(plane)}" if len(plane) == 2 else "Contour"
     both = [trial for trial in _completed(study) if all(name in trial.params for name in plane)]
     if len(plane) < 2 or any(len({trial.params[name] for trial in both}) < 2 for name in plane):
@@ -140,7 +140,7 @@ def _contour(study: Study, plane: Sequence[str]) -> Panel:
     return _panel(study, title, f"{_ACCURACY}, interpolated between {len(both)} completed points (dots).", plot)
 
 
-def _divergence(study: Study, plane: Sequence[str]) -> Panel:
+def _divergence(study: ShownStudy, plane: Sequence[str]) -> Panel:
     """Where points diverged, were stopped or failed, in the plane; against the points' numbers if it has one axis."""
     ended, title = study.ended, "Divergence map"
     if not plane:
@@ -178,7 +178,7 @@ def _divergence(study: Study, plane: Sequence[str]) -> Panel:
     return _panel(study, title, f"{rate}{left}.{colour}", plot.update_layout(showlegend=True))
 
 
-def _fronts(study: Study) -> list[Panel]:
+def _fronts(study: ShownStudy) -> list[Panel]:
     """The Pareto front: the first objective against each of the others."""
     names = study.search.objectives
     plots = [_front(study, i) for i in range(1, len(names))]
@@ -189,7 +189,7 @@ def _fronts(study: Study) -> list[Panel]:
     return [_panel(study, "Pareto front", text, *plots)]
 
 
-def _front(study: Study, i: int) -> go.Figure:
+def _front(study: ShownStudy, i: int) -> go.Figure:
     names = study.search.objectives
     made = optuna.visualization.plot_pareto_front(
         study.optuna, target_names=[names[i], names[0]], targets=lambda trial: [trial.values[i], trial.values[0]]
@@ -202,14 +202,14 @@ def _front(study: Study, i: int) -> go.Figure:
     return plot
 
 
-def _slices(study: Study) -> Panel:
+def _slices(study: ShownStudy) -> Panel:
     seen = {name for trial in _completed(study) for name in trial.params}
     plots = [_slice(study, name) for name in study.search.distributions if name in seen]
     text = f"{_ACCURACY} of {study.count(Status.COMPLETED)} completed points over each parameter; the darker, the later"
     return _panel(study, "Slices", f"{text} (on a dark page the brighter).", *plots)
 
 
-def _slice(study: Study, name: str) -> go.Figure:
+def _slice(study: ShownStudy, name: str) -> go.Figure:
     made = optuna.visualization.plot_slice(study.optuna, params=[name], target=_accuracy(study), target_name=_ACCURACY)
     plot = _plot(name, _ACCURACY, made.layout)
     marker = {"size": 8, "line": {"width": 1}, "showscale": False}
@@ -227,17 +227,17 @@ def _is_numeric(dist: BaseDistribution) -> bool:
     return all(isinstance(choice, int | float) and not isinstance(choice, bool) for choice in choices)
 
 
-def _completed(study: Study) -> list[FrozenTrial]:
+def _completed(study: ShownStudy) -> list[FrozenTrial]:
     return study.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
 
-def _accuracy(study: Study) -> Any:
+def _accuracy(study: ShownStudy) -> Any:
     """Optuna's `target`: none where the accuracy is all that is weighed, as then it knows the direction."""
     place, several = study.search.objectives.index("val_acc"), len(study.search.objectives) > 1
     return (lambda trial: trial.values[place]) if several else None
 
 
-def _loss(study: Study) -> Any:
+def _loss(study: ShownStudy) -> Any:
     """The target of an evaluator that takes lower values for better."""
     target = _accuracy(study)
     return (lambda trial: -target(trial)) if target else None
@@ -247,7 +247,7 @@ def _percent(accuracy: float | None) -> str:
     return "" if accuracy is None else f": {accuracy:.2f} %"
 
 
-def _panel(study: Study, title: str, text: str, *plots: go.Figure) -> Panel:
+def _panel(study: ShownStudy, title: str, text: str, *plots: go.Figure) -> Panel:
     where = f"{study.name}, n={len(study.search.points)} points. Sweep {study.sweep}."
     return Panel(title=title, caption=f"{text} {where}", plots=plots)
 

@@ -11,7 +11,7 @@ from analysis.figures import Figure
 from analysis.html import asset, json_script
 from analysis.names import images_name
 from analysis.render.cells import pair
-from analysis.search import HEADINGS, Searched, Study, accuracy, caption, counts, lines, told
+from analysis.search import HEADINGS, Searched, ShownStudy, accuracy, caption, counts, lines, told
 from analysis.search_curves import EXPLANATION, best_of_n
 from analysis.search_figures import Panel, panels
 
@@ -59,11 +59,11 @@ def _section(searched: Searched) -> Section:
     )
 
 
-def _heading(study: Study) -> str:
+def _heading(study: ShownStudy) -> str:
     return f"{study.name}, {pair(study.column)}, {images_name(study.dataset, study.column.fraction)}"
 
 
-def _sentence(study: Study) -> str:
+def _sentence(study: ShownStudy) -> str:
     if study.best is None:
         return f"Study {study.search.id}. No point has completed: {counts(study)}."
     weighed = ", ".join(study.search.objectives)

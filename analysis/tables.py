@@ -5,19 +5,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from analysis.columns import Column
 from analysis.configuration import Settings
-from analysis.groups import (
-    PLACE,
-    TEACHER,
-    Column,
-    Group,
-    Point,
-    Study,
-    group_students,
-    group_studies,
-    group_teachers,
-    student_rows,
-)
+from analysis.confirmed import Point, Study, group_studies
+from analysis.groups import PLACE, TEACHER, Group, group_students, group_teachers, student_rows
 from analysis.load import Sweep, records
 from analysis.metrics import Metric
 from analysis.names import ONTO, method_name

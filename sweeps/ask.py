@@ -127,16 +127,14 @@ class Asking:
             trial.report(accuracy, step)
 
     def _steps(self, each: Tried) -> dict[int, float]:
-        """The accuracies that a point's rows have: of several seeds by the place of each, of one by its last epoch."""
+        """The accuracies that a point's rows have: of several seeds by the place of each, of one by epoch."""
         seeds, rows = self.search.seeds, each.rows
         if len(self.search.table.objectives) > 1:
             return {}
+        if len(seeds) == 1:
+            return next((self.search.curves.get(row["trial_id"], {}) for row in rows.values() if "trial_id" in row), {})
         known = [(place, rows[seed]) for place, seed in enumerate(seeds) if seed in rows]
-        return {
-            place if len(seeds) > 1 else row["epochs_done"]: row["val_acc"]
-            for place, row in known
-            if row.get("val_acc") is not None
-        }
+        return {place: row["val_acc"] for place, row in known if row.get("val_acc") is not None}
 
     def _close_if_ended(self, each: Tried) -> None:
         """Tell Optuna how a point has ended, once all its trials have."""
@@ -203,7 +201,7 @@ class Asking:
 
     def _may_try(self, point: Point) -> bool:
         """Whether a point was not tried, and its student is within the limits."""
-        return self._key(point) not in self.seen and not self.search.excess(point)
+        return self._key(point) not in self.seen and not self.search.excess(point) and self.search.can_run(point)
 
     def _not_tried(self) -> Iterator[Point]:
         """The points of a space that has an end, without those tried and those beyond the limits."""

@@ -8,7 +8,7 @@ from kdtrain.build import trial_id
 from kdtrain.config import ConfigError, MethodRef, Recipe, TeacherRef, TrialConfig, parse, unknown
 from kdtrain.methods import METHODS, assistants, for_assistant, needs, self_taught
 from sweeps.published import Published
-from sweeps.searched import placed
+from sweeps.searched import placed, student_of
 from sweeps.space import Point
 from sweeps.spec import data_config
 from sweeps.tables import Override, Spec, method_entry, split_pair
@@ -31,6 +31,7 @@ def trial_of(
     in the cell, which go before overrides.
     """
     teacher_name, student = split_pair(axes["pair"])
+    student = student_of(point or {}) or student
     recipe = {**spec.train.model_dump(), **{key: axes[key] for key in spec.recipe_axes}}
     params = dict(method.params)
     for i, override in enumerate(spec.override):
@@ -41,7 +42,7 @@ def trial_of(
             _apply(override, i, recipe, params, method.name)
     ref = MethodRef(name=method.name, params=params)
     if point is not None:
-        recipe, ref, student = placed(point, recipe, ref, student)
+        recipe, ref = placed(point, recipe, ref)
     trial = TrialConfig(
         data=data_config(spec, axes["fraction"]),
         train=parse(Recipe, recipe, "train"),

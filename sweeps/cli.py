@@ -16,7 +16,7 @@ from sweeps import changes, cli_study, plan, replay, show, spec
 from sweeps.job import Missing, asked, missing, source_of, tidy
 from sweeps.published import bring
 from sweeps.schema import Status
-from sweeps.searches import searches
+from sweeps.searches import remember_spaces, searches
 from sweeps.store import TEACHERS, Store, StoreError
 from sweeps.tables import Spec
 
@@ -93,10 +93,10 @@ def _prepare(planned: Planned, retry_failed: bool, accept_changes: bool) -> Miss
     loaded, text, whole = planned
     own = Store(loaded.run.results, loaded.sweep.name)
     changes.check(loaded, text, whole, own)
-    replay.check(loaded, own)
+    replay.check(loaded, whole, own)
     open_points = [job.asked for job in asked(own)]
     found = searches(
-        loaded, whole, own, open_points, retry_failed=retry_failed, accept_changes=accept_changes, timed=True
+        loaded, whole, own, open_points, retry_failed=retry_failed, accept_changes=accept_changes, to_run=True
     )
     todo = missing(loaded, text, whole, retry_failed, found)
     tidy(own)
@@ -109,6 +109,7 @@ def _prepare(planned: Planned, retry_failed: bool, accept_changes: bool) -> Miss
             typer.echo(line, err=True)
         todo = _bring(loaded, text, todo)
     changes.remember(text, whole, own)
+    remember_spaces(whole, own)
     return todo
 
 

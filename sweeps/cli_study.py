@@ -24,10 +24,16 @@ def export_command(
 
     written = export(results, storage)
     for each in written:
-        typer.echo(f"{each.name}: {each.trials} trials, {each.new} of them new")
+        name = _clean(each.name)
+        typer.echo(f"{name}: {each.trials} trials, {each.new} of them new")
         if each.changed:
             typer.echo(
-                f"{each.name}: {each.changed} have ended differently since they were written, which Optuna cannot "
+                f"{name}: {each.changed} have ended differently since they were written, which Optuna cannot "
                 "rewrite; export to another database to have them as they are."
             )
     typer.echo(f"look at them: optuna-dashboard {told(storage)}")
+
+
+def _clean(text: str) -> str:
+    """Data may not steer the terminal."""
+    return "".join(char if char.isprintable() else "?" for char in text)

@@ -2,8 +2,6 @@
 
 import os
 import posixpath
-import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,13 +12,16 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from kdtrain.config import ConfigError
 from sweeps import optuna_studies
 from sweeps.optuna_studies import STUDY, TRIAL_IDS, Search
 from sweeps.schema import Status
 from sweeps.store import TEACHERS, Store, sweeps
+
+_NO_URL = "what is no URL"  # not repeated, as nobody knows where in it a password is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +68,13 @@ def export(results: str, url: str) -> list[Written]:
 
 
 def told(url: str) -> str:
-    """A database URL without its password."""
-    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
+    """A database URL without its password and without the values of its query, which may be passwords, too."""
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):  # ValueError: of a port that is no number
+        return _NO_URL
+    query = "&".join(f"{key}=***" for key in parsed.query)
+    return parsed.set(query={}).render_as_string(hide_password=True) + (f"?{query}" if query else "")
 
 
 def _jobs(results: str) -> list[_Job]:
@@ -80,10 +86,10 @@ def _jobs(results: str) -> list[_Job]:
     if not found:
         raise ConfigError(f"RESULTS must hold trials of a [search], but got {results}, where none has ended.")
     jobs = []
-    for name, (search, store) in zip(_names(found), found, strict=True):
+    for search, store in found:
         stopped = [row["trial_id"] for row in search.rows if row["status"] == Status.STOPPED]
         trials = optuna_studies.trials(search, store.read_epochs(stopped).to_pylist())
-        jobs.append(_Job(name=name, search=search, trials=trials))
+        jobs.append(_Job(name=_name(store.sweep, search), search=search, trials=trials))
     return jobs
 
 
@@ -96,14 +102,10 @@ def _stores(results: str) -> list[Store]:
     return [Store(path, each) for each in sweeps(path)]
 
 
-def _names(found: Sequence[tuple[Search, Store]]) -> list[str]:
-    """`sweep/method/teacher-student/fraction`, and the search's id behind it where that is not one name for each."""
-    names = [
-        f"{store.sweep}/{search.newest['method']}/{search.pair.replace('/', '-')}/{search.newest['fraction']:g}"
-        for search, store in found
-    ]
-    counts = Counter(names)
-    return [name if counts[name] == 1 else f"{name}/{found[i][0].id}" for i, name in enumerate(names)]
+def _name(sweep: str, search: Search) -> str:
+    """`sweep/method/teacher-student/fraction/id`: it never changes, whatever other searches the sweep will have."""
+    row = search.newest
+    return f"{sweep}/{row['method']}/{search.pair.replace('/', '-')}/{row['fraction']:g}/{search.id}"
 
 
 def _known(storage: RDBStorage, url: str, job: _Job) -> list[FrozenTrial]:
@@ -162,16 +164,16 @@ def _write(storage: RDBStorage, job: _Job, known: list[FrozenTrial]) -> Written:
 @contextmanager
 def _opened(url: str) -> Iterator[RDBStorage]:
     """The database, created if it does not exist. Its errors are a ConfigError of one line."""
+    rule = "--storage must be the URL of a database that can be opened and written, such as sqlite:///study.db, but got"
+    if told(url) == _NO_URL:
+        raise ConfigError(f"{rule} {_NO_URL}.")
     storage = None
     try:
         storage = RDBStorage(url)
         yield storage
     except (SQLAlchemyError, StorageInternalError, ImportError, RuntimeError, OSError) as error:
         reason = str(error.__cause__ or error).splitlines()[0].rstrip(".")
-        raise ConfigError(
-            "--storage must be the URL of a database that can be opened and written, such as sqlite:///study.db, "
-            f"but got {told(url)}: {reason}."
-        ) from error
+        raise ConfigError(f"{rule} {told(url)}: {reason}.") from error
     finally:
         if storage is not None:
             storage.remove_session()

@@ -147,9 +147,12 @@ def asked(store: Store) -> list[Job]:
 
 def tidy(store: Store) -> None:
     """Remove what is kept of trials under way where they have ended: their run was killed before it could."""
-    ended = store.ids("trials")
+    kept = {folder: store.ids(folder) for folder in ("checkpoints", ASKED)}
+    ended = store.statuses(kept["checkpoints"] | kept[ASKED])
+    # One that failed or diverged may be under way again.
+    over = {key for key, status in ended.items() if status in (Status.COMPLETED, Status.STOPPED)}
     for folder, suffix in (("checkpoints", "pt"), (ASKED, "json")):
-        for key in store.ids(folder) & ended:
+        for key in kept[folder] & over:
             store.delete(folder, f"{key}.{suffix}")
 
 

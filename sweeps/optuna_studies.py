@@ -21,14 +21,11 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from sweeps.points import Tried, tried
-from sweeps.schema import OBJECTIVES, Status
+from sweeps.schema import FAMILY, OBJECTIVES, SEARCHED, Status
 
 Row = Mapping[str, Any]
 STUDY = "kdsweep_study"  # attribute of an Optuna study: the id of the search that it shows
 TRIAL_IDS = "trial_ids"  # attribute of an Optuna trial: the trials of its point
-SEARCHED = "*"  # the student of a pair whose student is searched, as in a spec
-_FAMILY = "family"  # the dimension that a space has where the student is searched
-_STATES = {Status.STOPPED: TrialState.PRUNED, Status.DIVERGED: TrialState.FAIL, Status.FAILED: TrialState.FAIL}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +36,7 @@ class Point:
     values: dict[str, Any]
     rows: tuple[Row, ...]  # of its trials, in the order of the seeds
     status: Status | None  # the worst of its trials'; None while trials are missing and the others completed
-    scores: tuple[float, ...] | None  # means over the seeds, in the order of the objectives; None unless completed
+    scores: tuple[float, ...] | None  # means over the seeds, by objective; None unless completed and weighed
     accuracy: float | None  # mean val_acc over the seeds, percent; None unless completed
 
     @property
@@ -65,12 +62,12 @@ class Search:
     @property
     def student(self) -> str:
         """The student of all points, or SEARCHED."""
-        return SEARCHED if _FAMILY in self.distributions else str(self.newest["student"])
+        return SEARCHED if FAMILY in self.distributions else str(self.newest["student"])
 
     @property
     def pair(self) -> str:
-        """As in a spec: teacher/student, or the student alone where the method looks at no teacher."""
-        return _pair(self.newest["teacher"], self.student)
+        """As in a spec: teacher/student, or the student alone where it has no teacher other than itself."""
+        return _pair(None if self.newest["self_taught"] else self.newest["teacher"], self.student)
 
     @property
     def rows(self) -> list[Row]:
@@ -89,6 +86,8 @@ def searches(rows: Iterable[Row]) -> list[Search]:
 
 def trials(search: Search, epochs: Iterable[Row]) -> list[FrozenTrial]:
     """A trial for each point that has ended: COMPLETE with its scores, PRUNED if stopped, else FAIL.
+
+    FAIL is also what completed before all the objectives were weighed: Optuna has no trial without a value of one.
 
     epochs: rows (the columns of EPOCHS) of the search's stopped trials; others are not looked at.
     """
@@ -195,9 +194,9 @@ def _point(each: Tried, objectives: Sequence[str]) -> Point:
 
 def _trial(search: Search, point: Point, curves: Mapping[str, Mapping[int, float]]) -> FrozenTrial:
     assert point.status is not None
-    first = point.rows[0]
+    first, unscored = point.rows[0], TrialState.PRUNED if point.status is Status.STOPPED else TrialState.FAIL
     trial = optuna.create_trial(
-        state=_STATES.get(point.status, TrialState.COMPLETE),
+        state=unscored if point.scores is None else TrialState.COMPLETE,
         values=point.scores,
         params={name: _cast(search.distributions[name], value) for name, value in point.values.items()},
         distributions={name: search.distributions[name] for name in point.values},

@@ -49,16 +49,17 @@ class SearchedCell:
     axes: Axes
     method: MethodRef
     published: Mapping[str, Published]
+    used: set[int]  # overrides that matched a point
 
     def trial(self, point: Point, seed: int) -> tuple[TrialConfig, Teachers]:
         """The trial of a point, with its teachers."""
-        return trial_of(self.spec, {**self.axes, "seed": seed}, self.method, set(), self.published, point)
+        return trial_of(self.spec, {**self.axes, "seed": seed}, self.method, self.used, self.published, point)
 
     def confirmation(self, point: Point, seed: int) -> tuple[TrialConfig, Teachers]:
         """The same on all training images: what a sweep without a search would run, its teachers included."""
         data = self.spec.data.model_copy(update={"val_size": 0})
         whole = self.spec.model_copy(update={"data": data})
-        return trial_of(whole, {**self.axes, "seed": seed}, self.method, set(), self.published, point)
+        return trial_of(whole, {**self.axes, "seed": seed}, self.method, self.used, self.published, point)
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def _add_study(spec: Spec, plan: Plan, axes: Axes, method: MethodRef, used: set[
         template, _ = trial_of(spec, one, method, used, plan.published)
         space = searched.space_of(spec, method, template.student)
         starts = searched.starts(spec, template, space)
-        cell, own = SearchedCell(spec, axes, method, plan.published), searched.own_teachers(template.method)
+        cell, own = SearchedCell(spec, axes, method, plan.published, used), searched.own_teachers(template.method)
         bare = searched.without(template, space).model_copy(update={"seed": axes.get("seed", 0)})
         key = trial_id(bare.model_copy(update={"teacher": None, "assistants": None}) if own else bare)
         examples = []

@@ -39,8 +39,10 @@ class Tried:
         """Its value for each objective, the mean over its trials; None unless all of them completed."""
         if self.status(seeds) != Status.COMPLETED:
             return None
-        columns = (OBJECTIVES[name][0] for name in objectives)
-        return [fmean(self.rows[seed][column] for seed in seeds) for column in columns]
+        columns = [[self.rows[seed][OBJECTIVES[name][0]] for seed in seeds] for name in objectives]
+        if any(value is None for values in columns for value in values):  # it was not weighed then
+            return None
+        return [fmean(values) for values in columns]
 
 
 _WORST_FIRST = (Status.FAILED, Status.DIVERGED, Status.STOPPED, Status.COMPLETED)

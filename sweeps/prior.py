@@ -13,12 +13,12 @@ from kdtrain.data import info_of, title
 from kdtrain.models.cost import parameters
 from sweeps import space
 from sweeps.plan import Study
-from sweeps.schema import Status
+from sweeps.schema import SEARCHED, Status
 from sweeps.searched import TRAIN, flat
 from sweeps.space import Point
 from sweeps.store import Store
 from sweeps.store import sweeps as sweeps_in
-from sweeps.tables import SEARCHED, Spec
+from sweeps.tables import Spec
 
 SHARE = 4  # one in so many points of a study may come from the prior, and one in any case
 Row = Mapping[str, Any]

@@ -11,7 +11,9 @@ from kdtrain.build import trial_id
 from kdtrain.config import ConfigError, TrialConfig, canonical
 from kdtrain.record import DivergedError, EpochRecord, TrialResult
 from sweeps import rows
+from sweeps.plan import Plan
 from sweeps.schema import IDENTITY, METRICS, Status
+from sweeps.searched import flat
 from sweeps.store import Store
 from sweeps.tables import Spec
 
@@ -35,8 +37,8 @@ class Replay:
 
     @property
     def source(self) -> str:
-        """The id of the stored trial."""
-        return str(self.row["trial_id"])
+        """The sweep and the id of the stored trial."""
+        return f"{self.row['sweep']}/{self.row['trial_id']}"
 
     @property
     def done(self) -> bool:
@@ -59,16 +61,22 @@ class Replay:
         return TrialResult(**{**told, "class_recall": tuple(told["class_recall"])})
 
 
-def check(spec: Spec, own: Store) -> None:
-    """Raise ConfigError if the sweep to replay has no trials, or real and replayed results would mix."""
+def check(spec: Spec, plan: Plan, own: Store) -> None:
+    """Raise ConfigError if the sweep to replay lacks trials, or if real results or those of another one would mix."""
     name = spec.run.replay
-    if name is not None and not Store(spec.run.results, name).ids("trials"):
+    sources = {row["replayed"] for row in own.read_trials().select(["epochs_done", "replayed"]).to_pylist()
+               if row["epochs_done"]}  # fmt: skip
+    if others := {source and source.partition("/")[0] for source in sources} - {name}:
+        was = f"replayed from {min(map(str, others))}" if None not in others else "trained"
+        raise ConfigError(f"run.replay: results of {spec.sweep.name!r} were {was}; give this one another sweep.name.")
+    if name is None:
+        return
+    if not Store(spec.run.results, name).ids("trials"):
         raise ConfigError(f"run.replay must name a sweep with trials in {spec.run.results}, but got {name!r}.")
-    rows = own.read_trials().select(["epochs_done", "replayed"]).to_pylist()
-    begun = [row for row in rows if row["epochs_done"]]
-    if any((row["replayed"] is None) == (name is not None) for row in begun):
-        what = "trained" if name is not None else "replayed from another sweep"
-        raise ConfigError(f"run.replay: results of {spec.sweep.name!r} were {what}; give this one another sweep.name.")
+    stored = _stored(spec.run.results, name)
+    examples = [trial for study in plan.studies for trial in (study.example, study.confirmation) if trial is not None]
+    for trial in (*plan.trials.values(), *examples):
+        _found(trial, stored, name)
 
 
 @lru_cache(maxsize=4)
@@ -109,7 +117,7 @@ def _found(trial: TrialConfig, stored: Mapping[str, list[Row]], sweep: str) -> R
 
 def _distance(params: Mapping[str, Any], row: Row) -> float:
     """Between two settings: the squared ratios of numbers in the logarithm; 100 for anything else that differs."""
-    mine, other = _flat(params), _flat(json.loads(row["params"]))
+    mine, other = flat(params), flat(json.loads(row["params"]))
     total = 0.0
     for name in mine.keys() | other.keys():
         a, b = mine.get(name), other.get(name)
@@ -118,10 +126,3 @@ def _distance(params: Mapping[str, Any], row: Row) -> float:
         elif a != b:
             total += 100.0
     return total
-
-
-def _flat(params: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in params.items():
-        flat |= {f"{name}.{key}": own for key, own in value.items()} if isinstance(value, Mapping) else {name: value}
-    return flat

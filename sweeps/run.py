@@ -56,8 +56,9 @@ def run(
     progress = Progress(console, search.jobs, weights(todo, cost), teachers, todo.done, search.skipped)
     schedulers = None
     if scheduler is not None and not wilcoxon:
-        blind = {each.study.id: each.blind for each in todo.searches}
-        schedulers = StudySchedulers(scheduler, search.jobs, blind)
+        schedulers = StudySchedulers(scheduler, search.jobs, {each.study.id: each.blind for each in todo.searches})
+        for each in todo.searches:
+            schedulers.remember(each)
     scratch = tempfile.mkdtemp(prefix="kdsweep-tune-")
     try:
         with progress:
@@ -119,6 +120,7 @@ def _fit(
     # All workers start at once: by default Tune asks for the next trial when the last one's worker is up.
     # Where no worker is up yet, the trials that wait tell the autoscaler how many to start.
     slots = int(cluster.get("CPU", 0) // table.cpus)
+    slots = min(slots, int(cluster.get("GPU", 0) / gpus + 1e-6)) if gpus else slots
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots or PENDING)
     # A study is asked when a worker is free and not before, so that it knows all that has ended.
     at_once = table.max_concurrent or (slots or None if search.studies else None)

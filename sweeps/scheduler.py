@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from sweeps.job import Job
+from sweeps.searches import Search
 from sweeps.tables import SchedulerTable
 
 METRIC, TIME = "acc", "trained"  # keys of results: accuracy on held-out images, epochs of the recipe done
@@ -37,6 +39,13 @@ SCHEDULERS: dict[str, Callable[[SchedulerTable, int, int], TrialScheduler]] = {
     "hyperband": _hyperband,  # asynchronous: nothing is paused
     "median": _median,
 }
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A trial of an earlier run, of which a scheduler wants the id."""
+
+    trial_id: str
 
 
 class StudySchedulers(FIFOScheduler):
@@ -72,15 +81,27 @@ class StudySchedulers(FIFOScheduler):
         if study is not None and trial.trial_id in self.seen:
             study.on_trial_complete(tune_controller, trial, result)
 
+    def remember(self, search: Search) -> None:
+        """Show a study's scheduler the trials of earlier runs, that later ones may be compared with them."""
+        study: Any = self._of(search.study.id, search.study.example.train.epochs)  # Ray's need no controller for it
+        for key, curve in search.curves.items():
+            results = [{METRIC: acc, TIME: epoch} for epoch, acc in sorted(curve.items()) if epoch > search.blind]
+            if results:
+                trial = Ended(key)
+                study.on_trial_add(None, trial)
+                for result in results:
+                    study.on_trial_result(None, trial, result)
+                study.on_trial_complete(None, trial, results[-1])
+
     def _study(self, trial: Trial, result: Mapping[str, Any]) -> TrialScheduler | None:
         """The scheduler that should see a result; None if none should."""
         job = self.jobs.get(trial.trial_id)
         if job is None or job.searched.get("phase") != "search" or result.get(METRIC) is None:
             return None
-        key, epochs = str(job.searched["study"]), job.trial.train.epochs
-        blind = self.blind[key]
-        if result.get(TIME, 0) <= blind:
-            return None
-        if key not in self.studies:
-            self.studies[key] = SCHEDULERS[self.table.name](self.table, self.table.grace + blind, epochs)
-        return self.studies[key]
+        key = str(job.searched["study"])
+        return self._of(key, job.trial.train.epochs) if result.get(TIME, 0) > self.blind[key] else None
+
+    def _of(self, study: str, epochs: int) -> TrialScheduler:
+        if study not in self.studies:
+            self.studies[study] = SCHEDULERS[self.table.name](self.table, self.table.grace + self.blind[study], epochs)
+        return self.studies[study]

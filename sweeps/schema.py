@@ -21,6 +21,8 @@ class Status(StrEnum):
 
 VERSION = "4"
 PUBLISHED = "published"  # stands for the method of a teacher whose weights were trained elsewhere
+SEARCHED = "*"  # the student of a pair whose student is searched
+FAMILY = "family"  # the dimension that says a searched student's family; `resnet.depth` and `resnet.width` are resnet's
 _METADATA = {"kdsweep.schema": VERSION}
 _UTC = pa.timestamp("ms", tz="UTC")
 
@@ -86,9 +88,8 @@ OUTCOME = [
     _field("error", pa.string(), null=True),  # traceback
     _field("epochs_done", pa.int64()),  # of both stages
 ]
-OBJECTIVES: dict[
-    str, tuple[str, Literal["maximize", "minimize"]]
-] = {  # what a search may weigh: the column, and Optuna's direction
+# What a search may weigh: the column, and Optuna's direction.
+OBJECTIVES: dict[str, tuple[str, Literal["maximize", "minimize"]]] = {
     "val_acc": ("val_acc", "maximize"),
     "params": ("student_params", "minimize"),
     "macs": ("student_macs", "minimize"),

@@ -4,9 +4,9 @@ import math
 
 from kdtrain.config import ConfigError, unknown
 from sweeps.samplers import SAMPLERS
-from sweeps.schema import OBJECTIVES
-from sweeps.searched import STUDENT, TRAIN
-from sweeps.tables import SEARCHED, SearchTable, Spec, method_entry, split_pair
+from sweeps.schema import OBJECTIVES, SEARCHED
+from sweeps.searched import STUDENT, TRAIN, student_space, students
+from sweeps.tables import SearchTable, Spec, method_entry, split_pair
 
 
 def check(spec: Spec) -> None:
@@ -28,6 +28,7 @@ def check(spec: Spec) -> None:
     if search.trials is None and search.sampler != "grid":
         raise ConfigError(f"search.trials is required unless search.sampler = 'grid', but got {search.sampler!r}.")
     _check_names(spec, search)
+    _check_pairs(spec, search)
     _check_objectives(spec, search)
     _check_seeds(spec, search)
     if spec.scheduler is not None:
@@ -49,6 +50,18 @@ def _check_names(spec: Spec, search: SearchTable) -> None:
             "[search.space.student] and a pair such as 'resnet56/*' need each other, "
             f"but got the pairs {', '.join(spec.grid.pair)}."
         )
+
+
+def _check_pairs(spec: Spec, search: SearchTable) -> None:
+    """No trial may be of two studies, and overrides may not tell the seeds of a point, or of confirmations, apart."""
+    pairs = [split_pair(pair) for pair in spec.grid.pair]
+    if any(student == SEARCHED for _, student in pairs):
+        names = set(students(student_space(search.space[STUDENT])))
+        if both := [student for _, student in pairs if student in names]:
+            raise ConfigError(f"grid.pair must not have {both[0]}, which is a student of [search.space.student] too.")
+    for i, override in enumerate(spec.override):
+        if "seed" in override.when:
+            raise ConfigError(f"override[{i}].when must not name the seed with [search], whose points have several.")
 
 
 def _check_objectives(spec: Spec, search: SearchTable) -> None:

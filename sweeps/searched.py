@@ -8,11 +8,11 @@ from kdtrain import methods, models
 from kdtrain.config import ConfigError, MethodRef, Recipe, TrialConfig, canonical, parse, unknown
 from kdtrain.methods.base import Range
 from sweeps import space
+from sweeps.schema import FAMILY, SEARCHED
 from sweeps.space import Dimension, Point, Space
-from sweeps.tables import SEARCHED, Spec
+from sweeps.tables import Spec
 
 TRAIN, STUDENT = "train", "student"  # the tables of [search.space] that are no method's
-FAMILY = "family"  # the dimension that says the student's family; `resnet.depth` and `resnet.width` are resnet's
 NEVER = {  # what a search may not vary, and why
     "seed": "the best seed is no better method",
     "view_seed": "the best seed is no better method",
@@ -37,12 +37,15 @@ def space_of(spec: Spec, ref: MethodRef, student: str) -> Space:
             raise ConfigError(unknown("key", name, Recipe.model_fields, f"search.space.{TRAIN}"))
         if name in spec.recipe_axes:
             raise ConfigError(f"{path} must not be searched, as grid.{name} gives it.")
-        dim = space.dimension(entry, path, whole=Recipe.model_fields[name].annotation is int)
-        for value in dim.extremes:
-            parse(Recipe, {name: value}, f"search.space.{TRAIN}")
+        dim = space.dimension(entry, path, whole=Recipe.model_fields[name].annotation in (int, int | None))
+        recipes = [
+            parse(Recipe, {**spec.train.model_dump(), name: value}, f"search.space.{TRAIN}") for value in dim.to_check
+        ]
+        told = [canonical([recipe.model_dump(exclude={"lr_milestones"}), recipe.milestones]) for recipe in recipes]
+        _check_distinct(dim, told, path, "the recipe")
         found[f"{TRAIN}.{name}"] = dim
     if student == SEARCHED:
-        found |= _student_space(tables[STUDENT])
+        found |= student_space(tables[STUDENT])
     space.check_conditions(found, "search.space")
     endless = [name for name, dim in found.items() if dim.values is None]
     if endless and spec.search.sampler == "grid":
@@ -65,11 +68,16 @@ def _method_space(spec: Spec, ref: MethodRef) -> Space:
         if name in fixed:
             raise ConfigError(f"{path} must not be searched, as the grid gives it.")
         dim = space.dimension(entry, path, methods.whole(ref, name))
-        trials = {canonical(methods.params(methods.with_values(ref, {name: value}))) for value in dim.extremes}
-        if len(trials) < len(dim.extremes):
-            raise ConfigError(f"{path} must have choices that differ for {ref.name}, but got {list(dim.extremes)!r}.")
+        trials = [canonical(methods.params(methods.with_values(ref, {name: value}))) for value in dim.to_check]
+        _check_distinct(dim, trials, path, ref.name)
         found[name] = dim
     return found
+
+
+def _check_distinct(dim: Dimension, trials: list[str], path: str, what: str) -> None:
+    """Raise ConfigError if two choices are one trial. `trials`: what each of them makes."""
+    if len(set(trials)) < len(trials):
+        raise ConfigError(f"{path} must have choices that differ for {what}, but got {list(dim.to_check)!r}.")
 
 
 def _refuse(name: str, path: str) -> None:
@@ -97,7 +105,7 @@ def _flat(ref: MethodRef, table: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _student_space(tables: Mapping[str, Any]) -> Space:
+def student_space(tables: Mapping[str, Any]) -> Space:
     """The families of students, with their depths and widths."""
     found: Space = {FAMILY: Dimension(choices=tuple(tables))}
     for family, table in tables.items():
@@ -134,10 +142,8 @@ def student_of(point: Point) -> str | None:
     return models.named(family, point.get(f"{family}.depth"), point.get(f"{family}.width"), STUDENT)
 
 
-def placed(
-    point: Point, recipe: Mapping[str, Any], ref: MethodRef, student: str
-) -> tuple[dict[str, Any], MethodRef, str]:
-    """Recipe, method and student with the values of a point."""
+def placed(point: Point, recipe: Mapping[str, Any], ref: MethodRef) -> tuple[dict[str, Any], MethodRef]:
+    """Recipe and method with the values of a point."""
     own, values = dict(recipe), {}
     for name, value in point.items():
         head, _, tail = name.partition(".")
@@ -145,7 +151,7 @@ def placed(
             own[tail] = value
         elif name != FAMILY and head != point.get(FAMILY):
             values[name] = value
-    return own, methods.with_values(ref, values), student_of(point) or student
+    return own, methods.with_values(ref, values)
 
 
 def starts(spec: Spec, trial: TrialConfig, searched: Space) -> list[Point]:

@@ -1,30 +1,29 @@
 """What is left of the searches of a sweep: the points that its rows have, and those that are still to be tried."""
 
 import json
-import math
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
+from typing import Any
 
-from kdtrain import methods
 from kdtrain.build import trial_id
 from kdtrain.config import ConfigError, TrialConfig, canonical
-from kdtrain.data import info_of
-from kdtrain.models.cost import cost, latency
+from kdtrain.methods import blind_epochs, resolve
 from sweeps import searched, space
 from sweeps.plan import Plan, Study, describe
 from sweeps.points import COLUMNS, Row, Tried, best, tried
 from sweeps.prior import first_points
-from sweeps.schema import Status
+from sweeps.schema import OBJECTIVES, Status
 from sweeps.space import Point
 from sweeps.store import Store
+from sweeps.student_costs import Costs, excess, student_costs
 from sweeps.tables import SearchTable, Spec
 from sweeps.words import count
 
-LATENCY_SECONDS = 0.5  # for which a student is timed
-Costs = dict[str, dict[str, float]]  # by student: the columns of a row
+SPACES = "spaces.json"  # file of a sweep: by study, the space that it was last run with
+Curve = dict[int, float]  # accuracy on held-out images by epoch of the recipe
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,7 @@ class Search:
     top: int  # points to confirm; 0: none
     fresh: tuple[int, ...]  # the seeds of confirmations
     confirmed: dict[tuple[str, int], str]  # statuses of confirmations that have ended, by point (JSON) and seed
+    curves: dict[str, Curve]  # of the trials of its points that have ended, by trial; read only for a run
 
     @cached_property
     def budget(self) -> int:
@@ -59,12 +59,15 @@ class Search:
     def excess(self, point: Point) -> float:
         """By how much the costs of a point's student exceed the limits, as shares of them; 0 within."""
         student = searched.student_of(point)
-        return 0.0 if student is None else self.excess_of(student)
+        return 0.0 if student is None else excess(self.costs[student], self.table.limits)
 
-    def excess_of(self, student: str) -> float:
-        """The same for a student."""
-        costs = self.costs[student]
-        return sum(max(0.0, costs[_COLUMN[name]] / limit - 1) for name, limit in self.table.limits.items())
+    def can_run(self, point: Point) -> bool:
+        """Whether a point makes a trial: parameters that are right one by one may contradict each other."""
+        try:
+            resolve(self.study.cell.trial(point, self.seeds[0])[0].method)
+        except ConfigError:
+            return False
+        return True
 
     def columns(self, each: Tried, phase: str = "search") -> Row:
         """The search columns of the rows of a point, or of a confirmation of it."""
@@ -92,11 +95,18 @@ class Search:
         """Whether all points have ended."""
         return not self.left and not self.open
 
+    def winners(self, found: Iterable[Tried]) -> list[tuple[Tried, int]]:
+        """The confirmations, point and seed, that there are to be if `found` are all points of the study."""
+        best_points = best(found, self.seeds, self.table.objectives, self.top)
+        return [(each, seed) for each in best_points for seed in self.fresh]
+
     def missing(self, found: Iterable[Tried]) -> list[tuple[Tried, int]]:
-        """The confirmations, point and seed, that have not ended, if `found` are all points of the study."""
-        winners = best(found, self.seeds, self.table.objectives, self.top)
-        pairs = ((each, seed) for each in winners for seed in self.fresh)
-        return [(each, seed) for each, seed in pairs if (canonical(each.point), seed) not in self.confirmed]
+        """Those of them that have not ended."""
+        return [(each, seed) for each, seed in self.winners(found) if self.confirmation(each, seed) is None]
+
+    def confirmation(self, each: Tried, seed: int) -> str | None:
+        """How the confirmation of a point has ended."""
+        return self.confirmed.get((canonical(each.point), seed))
 
     @property
     def search_trials_left(self) -> int:
@@ -118,8 +128,8 @@ class Search:
     @property
     def done(self) -> int:
         """How many of its trials have ended: of its points, and the confirmations of what are its winners now."""
-        winners = best(self.tried, self.seeds, self.table.objectives, self.top) if self.over else []
-        confirmed = sum((canonical(each.point), seed) in self.confirmed for each in winners for seed in self.fresh)
+        winners = self.winners(self.tried) if self.over else []
+        confirmed = sum(self.confirmation(each, seed) is not None for each, seed in winners)
         return sum(seed in each.rows for each in self.tried for seed in self.seeds) + confirmed
 
     @property
@@ -134,10 +144,9 @@ class Search:
     def blind(self) -> int:
         """After how many epochs of the recipe the accuracy of its trials begins to mean something."""
         trial = self.study.example
-        return methods.blind_epochs(trial.method, trial.train.epochs)
+        return blind_epochs(trial.method, trial.train.epochs)
 
 
-_COLUMN = {"params": "student_params", "macs": "student_macs", "latency_ms": "latency_ms"}
 _OWN = ("student_macs", "latency_ms")  # columns of a row that no trainer fills
 
 
@@ -149,49 +158,69 @@ def searches(
     *,
     retry_failed: bool = False,
     accept_changes: bool = False,
-    timed: bool = False,
+    to_run: bool = False,
 ) -> list[Search]:
     """The searches of a sweep, in the order of the plan.
 
     own: the sweep's store; under_way: what was asked for and has no row. retry_failed: failed and diverged trials count
-    as under way. timed: whether to measure the students' latencies where the spec weighs them. ConfigError if a space
-    has changed since points of it ended, unless `accept_changes`: then those that still fit count.
+    as under way. to_run: measure the students' times where the spec weighs them, and read the curves. ConfigError if a
+    space has changed since the last run, unless `accept_changes`: then the points that still fit count.
     """
-    table = spec.search
-    if table is None:
+    if spec.search is None:
         return []
-    rows = own.read_trials().select(COLUMNS).to_pylist()
-    by_study: dict[str, list[Row]] = defaultdict(list)
-    for row in [*rows, *under_way]:
+    rows: dict[str, list[Row]] = defaultdict(list)
+    for row in [*own.read_trials().select(COLUMNS).to_pylist(), *under_way]:
         if row["phase"] is not None:
             again = retry_failed and row["status"] in (Status.FAILED, Status.DIVERGED)
-            by_study[row["study"]].append({**row, "status": None} if again else row)
-    prior = None if table.prior is None else first_points(spec, table.prior)
-    found = []
-    for study in plan.studies:
-        mine = by_study[study.id]
-        searching = [row for row in mine if row["phase"] == "search"]
-        if not accept_changes:
-            _check_space(study, searching)
-        search = Search(
-            study=study,
-            table=table,
-            seeds=tuple(spec.grid.seed),
-            tried=tried(row for row in searching if _same(study, row)),
-            next_number=1 + max((row["number"] for row in searching), default=-1),
-            prior=[] if prior is None else prior(study),
-            costs=student_costs(study, table, rows, timed),
-            top=spec.confirm.top if spec.confirm else 0,
-            fresh=tuple(spec.confirm.seed) if spec.confirm else (),
-            confirmed={
-                (row["point"], row["seed"]): row["status"]
-                for row in mine
-                if row["phase"] == "confirm" and row["status"] is not None
-            },
-        )
-        _check_limits(search)
-        found.append(search)
+            rows[row["study"]].append({**row, "status": None} if again else row)
+    if not accept_changes:
+        spaces = json.loads(own.read_bytes(SPACES) or "{}")
+        for study in plan.studies:
+            _check_space(study, [row for row in rows[study.id] if row["phase"] == "search"], spaces.get(study.id))
+    found = [_search(spec, study, rows[study.id], own, to_run) for study in plan.studies]
+    if spec.search.prior is not None and any(search.left for search in found):
+        prior = first_points(spec, spec.search.prior)
+        found = [replace(search, prior=prior(search.study)) if search.left else search for search in found]
     return found
+
+
+def _search(spec: Spec, study: Study, rows: list[Row], own: Store, to_run: bool) -> Search:
+    """A study with its rows."""
+    table, confirm = spec.search, spec.confirm
+    assert table is not None
+    searching = [row for row in rows if row["phase"] == "search"]
+    costs = student_costs(study, table, own, to_run)
+    # Costs may not have been weighed when a row was written.
+    same = [{**row, **costs.get(row.get("student") or "", {})} for row in searching if _same(study, row)]
+    bare = Search(
+        study=study,
+        table=table,
+        seeds=tuple(spec.grid.seed),
+        tried=[],
+        next_number=1 + max((row["number"] for row in searching), default=-1),
+        prior=[],
+        costs=costs,
+        top=confirm.top if confirm else 0,
+        fresh=tuple(confirm.seed) if confirm else (),
+        confirmed={
+            (row["point"], row["seed"]): row["status"]
+            for row in rows
+            if row["phase"] == "confirm" and row["status"] is not None
+        },
+        curves=_curves(own, same) if to_run else {},
+    )
+    _check_limits(bare)
+    # Of limits that have become tighter, what lies beyond is no point any more.
+    return replace(bare, tried=[each for each in tried(same) if not bare.excess(each.point)])
+
+
+def _curves(own: Store, rows: Iterable[Row]) -> dict[str, Curve]:
+    curves: dict[str, Curve] = defaultdict(dict)
+    ended = [row["trial_id"] for row in rows if row["status"] is not None]
+    for row in own.read_epochs(ended).select(["trial_id", "stage", "epoch", "val_acc"]).to_pylist() if ended else ():
+        if row["stage"] == "train" and row["val_acc"] is not None:
+            curves[row["trial_id"]][row["epoch"]] = row["val_acc"]
+    return curves
 
 
 def _same(study: Study, row: Row) -> bool:
@@ -202,13 +231,13 @@ def _same(study: Study, row: Row) -> bool:
     return bool(trial_id(study.cell.trial(point, row["seed"])[0]) == row["trial_id"])
 
 
-def _check_space(study: Study, rows: list[Row]) -> None:
-    """Raise ConfigError if the points of a study were drawn from another space."""
+def _check_space(study: Study, rows: list[Row], last: Mapping[str, Any] | None) -> None:
+    """Raise ConfigError if the points of a study were drawn from another space. `last`: that of the last run."""
     ended = [row for row in rows if row["status"] is not None]
     if not ended:
         return
-    newest = max(ended, key=lambda row: row["number"])
-    if changed := space.differences(json.loads(newest["space"]), space.plain(study.space)):
+    before = json.loads(max(ended, key=lambda row: row["number"])["space"]) if last is None else last
+    if changed := space.differences(before, space.plain(study.space)):
         fitting = sum(space.misfit(study.space, json.loads(row["point"])) is None for row in ended)
         raise ConfigError(
             f"the space of {describe(study.axes)} has changed since {count(len(ended), 'trial')} of it ended: "
@@ -217,31 +246,23 @@ def _check_space(study: Study, rows: list[Row]) -> None:
         )
 
 
-def student_costs(study: Study, table: SearchTable, rows: list[Row], timed: bool) -> Costs:
-    """The costs of all students of a study; times only if the spec weighs them and they are known or `timed`."""
-    info = info_of(study.example.data)
-    weighed = "latency_ms" in (*table.objectives, *table.limits)
-    old = {row["student"]: row["latency_ms"] for row in rows if row.get("latency_ms") is not None}
-    found: Costs = {}
-    for name in dict.fromkeys(searched.students(study.space)):
-        its = cost(name, info.num_classes, info.image_size, info.in_channels)
-        found[name] = {"student_params": its.params, "student_macs": its.multiply_adds}
-        if weighed and name not in old and timed:
-            size = (info.num_classes, info.image_size, info.in_channels)
-            old[name] = latency(name, *size, seconds=LATENCY_SECONDS).median
-        if weighed:
-            found[name]["latency_ms"] = old.get(name, math.nan)
-    return found
-
-
 def _check_limits(search: Search) -> None:
-    """Raise ConfigError if no student of a search is within the limits."""
-    excess = [search.excess_of(name) for name in search.costs]
-    if excess and min(excess) > 0:
-        limits = ", ".join(f"{name} = {limit:g}" for name, limit in search.table.limits.items())
-        cheapest = {name: min(costs[_COLUMN[name]] for costs in search.costs.values()) for name in search.table.limits}
-        least = ", ".join(f"{name} {value:g}" for name, value in cheapest.items())
+    """Raise ConfigError if no student is within the limits, or if there are fewer points than confirmations."""
+    costs, limits, what = search.costs.values(), search.table.limits, describe(search.study.axes)
+    if costs and all(excess(own, limits) for own in costs):
+        told = ", ".join(f"{name} = {limit:g}" for name, limit in limits.items())
+        least = ", ".join(f"{name} {min(own[OBJECTIVES[name][0]] for own in costs):g}" for name in limits)
         raise ConfigError(
-            f"search.limits must leave a student of {search.study.axes['pair']}, but got {limits}; "
+            f"search.limits must leave a student of {search.study.axes['pair']}, but got {told}; "
             f"the least that there is: {least}."
         )
+    if search.study.space and search.top > search.budget:
+        raise ConfigError(f"confirm.top must be at most the {search.budget} points of {what}, but got {search.top}.")
+
+
+def remember_spaces(plan: Plan, own: Store) -> None:
+    """Keep the spaces that a sweep is run with."""
+    if plan.studies:
+        before = json.loads(own.read_bytes(SPACES) or "{}")
+        now = {study.id: space.plain(study.space) for study in plan.studies}
+        own.write_bytes(json.dumps({**before, **now}).encode(), SPACES)

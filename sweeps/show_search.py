@@ -1,18 +1,18 @@
 """The searches of a sweep as text: what is planned, and how far they are."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 from typing import Any
 
 from rich.table import Table
 
 from kdtrain.build import trial_id
-from kdtrain.config import TrialConfig, canonical
+from kdtrain.config import TrialConfig
 from sweeps import searched
 from sweeps.cells import Axes
 from sweeps.job import Job
 from sweeps.points import Tried, best
-from sweeps.schema import Status
+from sweeps.schema import FAMILY, Status
 from sweeps.searches import Search
 from sweeps.space import Space, told
 from sweeps.tables import Spec
@@ -38,12 +38,16 @@ def spaces(found: Iterable[Search]) -> Iterator[str]:
     lines = {}
     for search in found:
         whole = search.study.space
-        network = {name: dim for name, dim in whole.items() if searched.FAMILY in (name, *dim.when)}
+        network = {name: dim for name, dim in whole.items() if FAMILY in (name, *dim.when)}
         own = {name: dim for name, dim in whole.items() if name not in network}
         lines[f"space of {method(search.study.axes)}"] = _dimensions(own) or "nothing to search"
         if network:
             without = {name: dim.model_copy(update={"when": {}}) for name, dim in network.items()}
             lines[f"students of {search.study.axes['pair']}"] = _dimensions(without)
+        if searched.own_teachers(search.study.example.method):
+            lines[f"teachers of {method(search.study.axes)}"] = (
+                "its own, trained as points need them and not counted here"
+            )
     return (f"{name}: {line}" for name, line in lines.items())
 
 
@@ -119,8 +123,7 @@ def _confirmed(search: Search) -> str:
     """How far the confirmations of a study are whose points have all ended."""
     if left := search.confirmations_left:
         return f"{count(left, 'confirmation')} left"
-    winners = {canonical(each.point) for each in best(search.tried, search.seeds, search.table.objectives, search.top)}
-    states = [status for (point, _), status in search.confirmed.items() if point in winners]
+    states = [search.confirmation(each, seed) for each, seed in search.winners(search.tried)]
     if not states:
         return "nothing to confirm"
     bad = len(states) - states.count(Status.COMPLETED)
@@ -134,9 +137,10 @@ def _score(each: Tried, search: Search) -> str:
     return f"{scores} at {point}" if point else scores
 
 
-def under_way(found: Iterable[Search], asked: Iterable[Job]) -> dict[str, TrialConfig]:
+def under_way(found: Sequence[Search], asked: Iterable[Job]) -> dict[str, TrialConfig]:
     """The trials of searches that may have begun and have not ended, by id."""
-    trials = {job.id: job.trial for job in asked}
+    known = {(search.study.id, each.number) for search in found for each in search.open}
+    trials = {job.id: job.trial for job in asked if (job.searched["study"], job.searched["number"]) in known}
     for search in found:
         for each, seed in search.missing(search.tried) if search.over else ():
             trial, _ = search.study.cell.confirmation(each.point, seed)

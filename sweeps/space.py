@@ -108,9 +108,15 @@ class Dimension(Frozen):
         return round(value) if self.whole else float(value)
 
     @property
-    def extremes(self) -> Sequence[Any]:
-        """All choices, or the ends of a range: who takes them takes all values."""
-        return self.choices if self.choices is not None else (self.spelled(self.low), self.spelled(self.high))
+    def to_check(self) -> Sequence[Any]:
+        """Values that a parameter must take to take all of them: all choices, or the ends of a range and one inside."""
+        if self.choices is not None:
+            return self.choices
+        assert self.low is not None
+        assert self.high is not None
+        values = self.values
+        inside = self.low + 0.381966 * (self.high - self.low) if values is None else values[len(values) // 2]
+        return tuple(dict.fromkeys(map(self.spelled, (self.low, inside, self.high if values is None else values[-1]))))
 
     def plain(self) -> dict[str, Any]:
         """As plain data, without what is not said; `dimension` reads it."""

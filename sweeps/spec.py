@@ -12,8 +12,9 @@ from kdtrain import data, models, recipes, subset
 from kdtrain.config import ConfigError, DataConfig, MethodRef, Recipe, Where, parse, unknown
 from kdtrain.methods import needs, resolve
 from sweeps import search_rules
+from sweeps.schema import SEARCHED
 from sweeps.store import TEACHERS
-from sweeps.tables import SEARCHED, Grid, Spec, method_entry, split_pair
+from sweeps.tables import Grid, Spec, method_entry, split_pair
 
 
 def read(path: Path) -> tuple[Spec, str]:

@@ -23,12 +23,13 @@ def _whole_or_share(gpus: float) -> float:
 
 Axis = AfterValidator(_distinct)
 Fraction = Annotated[float, Field(gt=0, le=1)]
+SweepName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]  # also a folder's, and never a path
 
 
 class SweepTable(Frozen):
     """[sweep]: what the sweep is called, and the table of a paper that it repeats."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: SweepName
     cites: str = ""
 
 
@@ -115,7 +116,7 @@ class SearchTable(Frozen):
     objectives: Annotated[list[str], Axis] = Field(["val_acc"], min_length=1)  # names of schema.OBJECTIVES
     limits: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)  # of a searched student
     seed: Seed = 0  # of the samplers
-    prior: str | None = Field(None, min_length=1)  # a sweep whose best points are tried first
+    prior: SweepName | None = None  # a sweep whose best points are tried first
     space: dict[str, dict[str, Any]] = Field(default_factory=dict)  # by method, `train` and `student`
     start: dict[str, list[dict[str, Any]]] = Field(default_factory=dict)  # by method: points tried first
 
@@ -145,7 +146,7 @@ class RunTable(Frozen):
     gpus: Annotated[float, AfterValidator(_whole_or_share)] | None = None  # None: 1 where there are GPUs, else 0
     max_concurrent: int | None = Field(None, ge=1)
     max_failures: int = Field(3, ge=0)  # restarts of a trial whose worker died
-    replay: str | None = Field(None, min_length=1)  # a sweep whose stored epochs are returned instead of training
+    replay: SweepName | None = None  # a sweep whose stored epochs are returned instead of training
     keep_weights: bool = False  # also the students'; a sweep with probes keeps them in any case
 
 
@@ -195,9 +196,6 @@ class Spec(Frozen):
         """The tables of [grid] that vary parameters of one method: {method: {parameter: values}}."""
         extra = self.grid.model_extra or {}
         return {key: table for key, table in extra.items() if key not in Recipe.model_fields}
-
-
-SEARCHED = "*"  # stands for the student of a pair where the student is searched
 
 
 def split_pair(pair: str) -> tuple[str | None, str]:

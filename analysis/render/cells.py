@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from itertools import groupby
 
-from analysis.groups import ANY, Column, Point, Study
+from analysis.columns import Column
+from analysis.confirmed import Point, Study
 from analysis.metrics import Metric
 from analysis.names import ONTO, dataset_name, fraction_name, method_name, model_name, ordinal
 from analysis.published import Published
 from analysis.tables import Cell, Chosen, Table, equal_budgets
+from sweeps.schema import SEARCHED
 
 _RULE = (
     "A searched method is shown by the point with the best mean validation accuracy in its search, trained again on "
@@ -15,6 +17,7 @@ _RULE = (
 )
 _OF_STUDENT = "Where the student is searched, too, that is of the points with the column's student."
 _OTHERS = "Points that were 2nd best there or worse do not compete."
+_UNCONFIRMED = "best point not confirmed yet"
 NOTHING = "–"
 
 
@@ -57,7 +60,7 @@ def letter(table: Table, note: str) -> str:
 
 def pair(column: Column) -> str:
     """E.g. `ResNet-56 → ResNet-20`."""
-    student = "searched student" if column.student == ANY else model_name(column.student)
+    student = "searched student" if column.student == SEARCHED else model_name(column.student)
     return f"{model_name(column.teacher)} → {student}" if column.teacher else student
 
 
@@ -110,7 +113,7 @@ def chosen(table: Table) -> list[str]:
     if not points:
         return []
     rule = [_RULE]
-    if any(point.study.column.student == ANY for point in points):
+    if any(point.study.column.student == SEARCHED for point in points):
         rule.append(_OF_STUDENT)
     if any(point.place > 1 for point in points):
         rule.append(_OTHERS)
@@ -121,7 +124,8 @@ def _chosen(table: Table, entry: Chosen) -> str:
     fractions = [fraction(table, column) for column in entry.columns]
     places = zip(map(pair, entry.columns), fractions, strict=True)
     where = " and ".join(", ".join(part for part in place if part) for place in places)
-    return f"{entry.name}, {where}: {'; '.join(map(_point, entry.points))}."
+    waiting = [_UNCONFIRMED] if entry.points[0].place > 1 else []
+    return f"{entry.name}, {where}: {'; '.join([*waiting, *map(_point, entry.points)])}."
 
 
 def _point(point: Point) -> str:

@@ -3,7 +3,7 @@
 import csv
 import io
 
-from analysis.groups import Column
+from analysis.columns import Column
 from analysis.published import PAPERS, Published
 from analysis.tables import Cell, Table, TableRow
 

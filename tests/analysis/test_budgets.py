@@ -5,7 +5,8 @@ import io
 
 import pytest
 
-from analysis.groups import Column, Study, group_studies
+from analysis.columns import Column
+from analysis.confirmed import Study, group_studies
 from analysis.html import render
 from analysis.leaderboard import build_leaderboard
 from analysis.load import load

@@ -1,11 +1,19 @@
 """Sweeps with a search: what is compared are its confirmed points, placed by the search."""
 
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from analysis.columns import Column
 from analysis.figures import epoch_figures
-from analysis.groups import ANY, Column, group_students
+from analysis.groups import group_students
 from analysis.leaderboard import build_leaderboard
 from analysis.load import load, load_epochs
 from analysis.render import cells
 from analysis.tables import Mark
+from sweeps.schema import SEARCHED
+
+START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 
 
 def shown(table):
@@ -55,6 +63,58 @@ def test_points_without_a_score_come_last(results, tables):
     (table,) = tables(results)
     assert [(row.name, row.cells[0].mean) for row in table.rows] == [("CID", 70.0), ("CID (point=2nd best)", 80.0)]
     assert cells.chosen(table)[1].endswith("2nd best alpha 1 (validation –).")
+
+
+def test_nothing_of_a_study_competes_before_its_best_point_is_confirmed(results, tables):
+    results.add(method="kd", test_top1=70.0)
+    results.add(method="sp", test_top1=69.0)
+    for number, (alpha, val, test) in enumerate(((1.0, 70.0, 73.0), (2.0, 72.0, None), (3.0, 71.0, 74.0))):
+        results.add_search({"alpha": alpha}, val, number=number)
+        if test is not None:
+            results.add_confirmed({"alpha": alpha}, test, number=number)
+    (table,) = tables(results)
+    assert shown(table) == {
+        "KD": [(70.0, 1, Mark.BEST)],
+        "SP": [(69.0, 1, Mark.SECOND)],
+        "CID (point=2nd best)": [(74.0, 1, Mark.NONE)],
+        "CID (point=3rd best)": [(73.0, 1, Mark.NONE)],
+    }
+    assert cells.chosen(table)[1:] == [
+        "CID, ResNet-56 → ResNet-20: best point not confirmed yet; 2nd best alpha 3 (validation 71.00 %); "
+        "3rd best alpha 1 (validation 70.00 %)."
+    ]
+    assert [(entry.name, entry.rank) for entry in build_leaderboard(load(results.path, "demo"))] == [
+        ("KD", 1),
+        ("SP", 2),
+        ("CID (point=2nd best)", None),
+        ("CID (point=3rd best)", None),
+    ]
+
+
+@pytest.mark.parametrize("other", ["failed", "stopped", "diverged", None])
+def test_a_point_counts_when_all_its_seeds_completed(results, tables, other):
+    for number, accuracies in enumerate(((80.0, other), (60.0, 62.0))):
+        for seed, val in enumerate(accuracies, start=1):
+            status = "completed" if isinstance(val, float) else val
+            if status is not None:
+                own = {"number": number, "seed": seed, "seeds": [1, 2], "status": status}
+                results.add_search({"alpha": float(number)}, val if status == "completed" else 10.0, **own)
+        results.add_confirmed({"alpha": float(number)}, number=number, seeds=[1, 2])
+    (table,) = tables(results)
+    assert cells.chosen(table)[1:] == [
+        "CID, ResNet-56 → ResNet-20: alpha 1 (validation 61.00 %); 2nd best alpha 0 (validation –)."
+    ]
+
+
+def test_the_newest_trial_says_over_which_seeds_a_score_is(results, tables):
+    # The first point was scored by one seed, before the spec had two.
+    for hour, (number, seed, seeds, val) in enumerate(((0, 1, [1], 80.0), (1, 1, [1, 2], 60.0), (1, 2, [1, 2], 62.0))):
+        ended = START + timedelta(hours=hour)
+        results.add_search({"alpha": float(number)}, val, number=number, seed=seed, seeds=seeds, ended_at=ended)
+    results.add_confirmed({"alpha": 1.0}, 70.0, number=1)
+    (table,) = tables(results)
+    assert shown(table) == {"CID": [(70.0, 1, Mark.NONE)]}
+    assert cells.chosen(table)[1:] == ["CID, ResNet-56 → ResNet-20: alpha 1 (validation 61.00 %)."]
 
 
 def test_seeds_of_a_confirmation_are_not_missed_by_planned_trials_nor_the_other_way_round(results, tables):
@@ -156,12 +216,30 @@ def test_searched_students_have_columns_of_their_own(results, tables):
         "CID": [(64.0, 1, Mark.BEST), (69.0, 1, Mark.NONE)],
         "CID (point=2nd best)": [(65.0, 1, Mark.NONE), (None, 0, Mark.NONE)],
     }
-    assert [study.column.student for study in table.studies] == [ANY]
+    assert [study.column.student for study in table.studies] == [SEARCHED]
     assert "Where the student is searched, too" in cells.chosen(table)[0]
     assert cells.chosen(table)[1:] == [
         "CID, ResNet-56 → ResNet-8: alpha 2, family resnet, resnet.depth 8 (validation 61.00 %); "
         "2nd best alpha 4, family resnet, resnet.depth 8 (validation 60.00 %).",
         "CID, ResNet-56 → ResNet-14: alpha 3, family resnet, resnet.depth 14 (validation 66.00 %).",
+    ]
+
+
+def test_each_searched_student_waits_for_its_own_best_point(results, tables):
+    add_front(results)
+    better = {"alpha": 1.0, "family": "resnet", "resnet.depth": 8}
+    results.add_search(better, 65.0, number=3, student="resnet8", parameters=("alpha",))
+    (table,) = tables(results)
+    assert {row.name: [cell.competes for cell in row.cells] for row in table.rows} == {
+        "CID": [False, True],
+        "CID (point=2nd best)": [False, False],
+        "CID (point=3rd best)": [False, False],
+    }
+    assert cells.chosen(table)[1:] == [
+        "CID, ResNet-56 → ResNet-14: alpha 3, family resnet, resnet.depth 14 (validation 66.00 %).",
+        "CID, ResNet-56 → ResNet-8: best point not confirmed yet; "
+        "2nd best alpha 2, family resnet, resnet.depth 8 (validation 61.00 %); "
+        "3rd best alpha 4, family resnet, resnet.depth 8 (validation 60.00 %).",
     ]
 
 

@@ -341,14 +341,16 @@ class TestAdversarial:
         (trial,) = study.optuna.trials
         assert trial.intermediate_values == {1: 30.0, 2: 40.0, 3: 50.0}
 
-    def test_a_stopped_point_is_remembered_with_its_last_accuracy(self, studies):
+    def test_stopped_points_are_remembered_with_their_curves(self, studies):
         found = studies(TEXT)
         study = found.asking()
         for acc in (40.0, None):
             found.end(study, found.ask(study), 1, Status.STOPPED, acc)
-        trials = found.asking().optuna.trials
+        search = found.search()
+        first = search.tried[0].rows[1]["trial_id"]
+        trials = Asking(replace(search, curves={first: {1: 20.0, 2: 40.0}})).optuna.trials
         assert [(trial.state, trial.intermediate_values) for trial in trials] == [
-            (TrialState.PRUNED, {4: 40.0}),
+            (TrialState.PRUNED, {1: 20.0, 2: 40.0}),
             (TrialState.PRUNED, {}),
         ]
 

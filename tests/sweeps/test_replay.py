@@ -12,7 +12,7 @@ from kdtrain.record import DivergedError, EpochRecord, TrialResult
 from sweeps import replay, rows
 from sweeps.ended import end
 from sweeps.job import Job, maker, missing
-from sweeps.plan import expand
+from sweeps.plan import Plan, expand
 from sweeps.replay import Replay
 from sweeps.schema import METRICS, Status
 from sweeps.searches import searches
@@ -126,7 +126,7 @@ def test_the_same_trial_comes_back_bit_for_bit(tmp_path, grid):
     (before,), after = stored.read_trials([key]).to_pylist(), own_row(tmp_path)
     same = [field.name for field in METRICS] + ["trial_id", "params", "status", "epochs_done", "seed"]
     assert {name: after[name] for name in same} == {name: before[name] for name in same}
-    assert (after["replayed"], after["sweep"]) == (key, "played")
+    assert (after["replayed"], after["sweep"]) == (f"stored/{key}", "played")
 
 
 def test_nothing_is_trained_or_kept(tmp_path, grid, monkeypatch):
@@ -152,8 +152,8 @@ def test_nearest_parameters_in_the_logarithm(tmp_path, grid, alpha, tau, nearest
     keys = {point: put(tmp_path, trial, [1.0, 2.0, 3.0]) for point, trial in grid.items()}
     wanted = kd(grid, alpha, tau)
     found = Replay(wanted, str(tmp_path), "stored")
-    assert found.source == keys[nearest]
-    assert found.source != trial_id(wanted)
+    assert found.source == f"stored/{keys[nearest]}"
+    assert found.row["trial_id"] != trial_id(wanted)
 
 
 def test_row_has_its_own_parameters_and_names_its_source(tmp_path, grid):
@@ -161,13 +161,13 @@ def test_row_has_its_own_parameters_and_names_its_source(tmp_path, grid):
     wanted = kd(grid, 1.1, 2.2)
     played(job(tmp_path, wanted))
     row = own_row(tmp_path)
-    assert (row["trial_id"], row["replayed"], row["val_acc"]) == (trial_id(wanted), key, 30.0)
+    assert (row["trial_id"], row["replayed"], row["val_acc"]) == (trial_id(wanted), f"stored/{key}", 30.0)
     assert '"alpha":1.1' in row["params"]
 
 
 def test_of_trials_as_near_the_one_with_the_first_id_is_taken(tmp_path, grid):
     keys = [put(tmp_path, grid[alpha, 2.0], [1.0, 2.0, 3.0]) for alpha in (1.0, 4.0)]
-    assert Replay(kd(grid, 2.0, 2.0), str(tmp_path), "stored").source == min(keys)
+    assert Replay(kd(grid, 2.0, 2.0), str(tmp_path), "stored").row["trial_id"] == min(keys)
 
 
 def test_diverged_trial_diverges_again_in_the_same_epoch(tmp_path, grid):
@@ -177,7 +177,7 @@ def test_diverged_trial_diverges_again_in_the_same_epoch(tmp_path, grid):
     assert told[-1]["status"] == "diverged"
     row = own_row(tmp_path)
     assert (row["status"], row["epochs_done"], row["replayed"], row["error_type"]) == (
-        "diverged", 1, key, "DivergedError"
+        "diverged", 1, f"stored/{key}", "DivergedError"
     )  # fmt: skip
     assert row["error"].endswith("kdtrain.record.DivergedError: the loss term 'kd' became nan in epoch 2.\n")
 
@@ -204,7 +204,7 @@ def test_stage_before_the_epochs_is_replayed_too(tmp_path, grid):
 def test_trials_that_did_not_end_by_themselves_stand_for_none(tmp_path, grid, status):
     put(tmp_path, grid[1.0, 2.0], [10.0], status)
     other = put(tmp_path, grid[4.0, 2.0], [10.0, 20.0, 30.0])
-    assert Replay(grid[1.0, 2.0], str(tmp_path), "stored").source == other
+    assert Replay(grid[1.0, 2.0], str(tmp_path), "stored").row["trial_id"] == other
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_trial_without_any_like_it_fails_and_says_why(tmp_path, grid):
 def test_stored_trial_whose_epochs_are_gone_fails(tmp_path, grid):
     key = put(tmp_path, grid["vanilla"], [10.0, 20.0, 30.0])
     Store(str(tmp_path), "stored").delete("epochs", f"{key}.parquet")
-    with pytest.raises(RuntimeError, match=f"of the stored trial {key} epochs are missing after the 0th"):
+    with pytest.raises(RuntimeError, match=f"of the stored trial stored/{key} epochs are missing after the 0th"):
         Replay(grid["vanilla"], str(tmp_path), "stored").run_epoch()
 
 
@@ -244,7 +244,7 @@ def test_replay_of_a_replay_returns_the_same_epochs_and_names_the_nearer_source(
     played(job(tmp_path, wanted, again))
     own = [Store(str(tmp_path), name).read_epochs() for name in ("played", "second")]
     assert own[0].equals(own[1])
-    assert own_row(tmp_path, "second")["replayed"] == own_row(tmp_path, "played")["trial_id"]
+    assert own_row(tmp_path, "second")["replayed"] == f"played/{own_row(tmp_path, 'played')['trial_id']}"
 
 
 def test_no_teacher_is_planned_where_nothing_is_trained(tmp_path, grid):
@@ -263,10 +263,10 @@ def test_no_teacher_is_planned_where_nothing_is_trained(tmp_path, grid):
     assert missing(spec, text, plan, retry_failed=False, found=found).trials == 3
 
 
-def check(folder: Any, text: str) -> None:
+def check(folder: Any, text: str, plan: Plan | None = None) -> None:
     text = text if "[run]" in text else text + "[run]\n"
     spec = parse_text(text.replace("[run]", f"[run]\nresults = '{folder}'"))
-    replay.check(spec, Store(str(folder), spec.sweep.name))
+    replay.check(spec, plan or Plan([], {}, {}, {}, []), Store(str(folder), spec.sweep.name))
 
 
 @pytest.mark.parametrize("status", [Status.COMPLETED, Status.STOPPED, Status.DIVERGED, Status.FAILED])
@@ -279,7 +279,7 @@ def test_real_and_replayed_results_do_not_mix(tmp_path, grid, status):
     check(tmp_path, PLAYED)  # nothing there yet
     played(job(tmp_path, grid["vanilla"]))
     check(tmp_path, PLAYED)
-    with pytest.raises(ConfigError, match="results of 'played' were replayed from another sweep"):
+    with pytest.raises(ConfigError, match="results of 'played' were replayed from stored"):
         check(tmp_path, PLAYED.replace('replay = "stored"', ""))
 
 
@@ -287,6 +287,19 @@ def test_trial_that_found_none_like_it_is_neither_real_nor_replayed(tmp_path, gr
     put(tmp_path, grid["vanilla"], [10.0, 20.0, 30.0])
     played(job(tmp_path, grid[1.0, 2.0]))
     check(tmp_path, PLAYED)
+
+
+def test_trials_that_the_sweep_to_replay_cannot_stand_for_are_refused_before_anything_starts(tmp_path, grid):
+    put(tmp_path, grid["vanilla"], [10.0, 20.0, 30.0])
+    with pytest.raises(ConfigError, match=r"run\.replay: 'stored' has no trial of kd with this pair, data, recipe and"):
+        check(tmp_path, PLAYED, expand(parse_text(PLAYED)))
+
+
+def test_results_of_two_replayed_sweeps_do_not_mix(tmp_path, grid):
+    put(tmp_path, grid["vanilla"], [10.0, 20.0, 30.0])
+    played(job(tmp_path, grid["vanilla"]))
+    with pytest.raises(ConfigError, match="results of 'played' were replayed from stored; give this one another"):
+        check(tmp_path, PLAYED.replace('"stored"', '"other"'))
 
 
 def test_sweep_to_replay_must_have_trials(tmp_path):

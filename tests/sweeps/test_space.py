@@ -152,10 +152,12 @@ class TestDimension:
     def test_whole_numbers_are_spelled_as_such(self):
         assert repr(dimension({"low": 1, "high": 5}, "x", whole=True).spelled(4.0)) == "4"
 
-    def test_extremes_are_the_ends_or_all_choices(self):
-        assert dimension({"low": 1.23456, "high": 5}, "x").extremes == (1.23456, 5.0)
-        assert repr(dimension({"low": 1, "high": 5}, "x", whole=True).extremes) == "(1, 5)"
-        assert dimension(["a", [1]], "x").extremes == ("a", [1])
+    def test_values_to_check_are_the_ends_and_one_inside_or_all_choices(self):
+        low, inside, high = dimension({"low": 1.23456, "high": 5}, "x").to_check
+        assert (low, high) == (1.23456, 5.0)
+        assert low < inside < high
+        assert repr(dimension({"low": 1, "high": 5}, "x", whole=True).to_check) == "(1, 3, 5)"
+        assert dimension(["a", [1]], "x").to_check == ("a", [1])
 
     @pytest.mark.parametrize(
         "entry",

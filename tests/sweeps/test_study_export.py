@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from kdtrain.config import ConfigError
 from sweeps import cli_study, optuna_studies
-from sweeps.export_studies import export
+from sweeps.export_studies import export, told
 from sweeps.schema import TRIALS
 from sweeps.store import Store, StoreError
 
@@ -139,6 +139,17 @@ def test_objectives_in_their_order():
     assert study.trials[1].intermediate_values == {}  # Optuna has none for several objectives
 
 
+def test_what_completed_before_an_objective_was_weighed_has_no_values():
+    more = {"objectives": ["val_acc", "latency_ms"]}
+    study = study_of(
+        [row(0, {"alpha": 2.0}, val_acc=70.0), row(1, {"alpha": 3.0}, val_acc=71.0, latency_ms=2.5, **more)]
+    )
+    assert [(trial.state, trial.values, trial.user_attrs["status"]) for trial in study.trials] == [
+        (TrialState.FAIL, None, "completed"),
+        (TrialState.COMPLETE, [71.0, 2.5], "completed"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("dims", "values", "expected"),
     [
@@ -213,7 +224,7 @@ def stored(url):
         }
 
 
-NAME = "demo/cid/resnet56-resnet20/0.2"
+NAME = f"demo/cid/resnet56-resnet20/0.2/{'5' * 16}"
 
 
 def test_export_adds_what_is_not_there(results, url):
@@ -237,7 +248,7 @@ def test_a_trial_that_ended_otherwise_is_told(results, url):
     assert [(each.new, each.changed) for each in export(results, url)] == [(0, 1)]
 
 
-def test_names_are_unique_and_others_are_left_alone(results, url):
+def test_each_search_has_a_name_of_its_own_and_others_are_left_alone(results, url):
     with opened(url) as storage:
         storage.create_new_study([optuna.study.StudyDirection.MINIMIZE], "mine")
     own = {"study": "b" * 16, "trial_id": "b" * 16}
@@ -247,10 +258,31 @@ def test_names_are_unique_and_others_are_left_alone(results, url):
     export(results, url)
     assert {name: len(trials) for name, trials in stored(url).items()} == {
         "mine": 0,
-        f"{NAME}/{'5' * 16}": 1,
-        f"{NAME}/{'b' * 16}": 1,
-        "other/vanilla/vgg8/0.2": 1,
+        f"demo/cid/resnet56-resnet20/0.2/{'5' * 16}": 1,
+        f"demo/cid/resnet56-resnet20/0.2/{'b' * 16}": 1,
+        f"other/vanilla/vgg8/0.2/{'c' * 16}": 1,
     }
+
+
+def test_a_namesake_that_comes_later_leaves_the_first_its_name_and_its_trials(results, url):
+    write(results, [row(0, {"alpha": 2.0}, val_acc=70.0)])
+    export(results, url)
+    write(results, [row(0, {"alpha": 2.0}, val_acc=71.0, study="b" * 16, trial_id="b" * 16)])
+    assert [(each.name[-16:], each.new) for each in export(results, url)] == [("5" * 16, 0), ("b" * 16, 1)]
+    assert {name: len(trials) for name, trials in stored(url).items()} == {
+        f"demo/cid/resnet56-resnet20/0.2/{'5' * 16}": 1,
+        f"demo/cid/resnet56-resnet20/0.2/{'b' * 16}": 1,
+    }
+
+
+def test_a_student_that_teaches_itself_does_not_name_the_study(results, url):
+    space = json.dumps({"family": {"choices": ["resnet"]}, "resnet.depth": {"choices": [8, 14]}})
+    for number, depth in enumerate((8, 14)):  # each point has another teacher
+        name, point = f"resnet{depth}", {"family": "resnet", "resnet.depth": depth}
+        own = {"teacher": name, "student": name, "self_taught": True, "method": "tf_kd", "space": space}
+        write(results, [row(number, point, val_acc=70.0, **own)])
+        export(results, url)
+    assert {name: len(trials) for name, trials in stored(url).items()} == {f"demo/tf_kd/*/0.2/{'5' * 16}": 2}
 
 
 def occupy(url, direction="maximize", attrs=(), **choices):
@@ -286,9 +318,10 @@ def test_a_study_in_the_way_is_one_error_and_nothing_is_written(results, url, th
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ("nonsense", "but got nonsense: Could not parse SQLAlchemy URL from given URL string."),
+        ("secret", "but got what is no URL."),
+        ("mystore://me:secret@host:hidden/db", "but got what is no URL."),  # the port must be a number
         ("sqlite:////nowhere/at/all.db", "but got sqlite:////nowhere/at/all.db: unable to open database file."),
-        ("mystore://me:secret@host/db", "but got mystore://me:\\*\\*\\*@host/db: Can't load plugin"),
+        ("mystore://me:secret@host/db", r"but got mystore://me:\*\*\*@host/db: Can't load plugin"),
     ],
 )
 def test_a_bad_url_is_one_error(results, bad, message):
@@ -296,7 +329,23 @@ def test_a_bad_url_is_one_error(results, bad, message):
     with pytest.raises(ConfigError, match=f"--storage must be the URL of a database .*{message}") as caught:
         export(results, bad)
     assert "\n" not in str(caught.value)
-    assert "secret" not in str(caught.value)
+    assert not {word for word in ("secret", "hidden") if word in str(caught.value)}
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("sqlite:///results/study.db", "sqlite:///results/study.db"),
+        ("mysql+pymysql://me:secret@host:3306/db", "mysql+pymysql://me:***@host:3306/db"),
+        ("postgresql://me:se:cr/et@host/db", "postgresql://me:***@host/db"),
+        ("postgresql://me:se%40cret@host/db", "postgresql://me:***@host/db"),
+        ("postgresql://host/db?user=me&password=secret", "postgresql://host/db?user=***&password=***"),
+        ("mssql+pyodbc://?odbc_connect=UID%3Dme%3BPWD%3Dsecret", "mssql+pyodbc://?odbc_connect=***"),
+        ("me:secret@host/db", "what is no URL"),
+    ],
+)
+def test_a_url_is_told_without_passwords(url, expected):
+    assert told(url) == expected
 
 
 def test_no_search_is_one_error(results, url, tmp_path):
@@ -321,6 +370,18 @@ def test_the_command_says_what_it_wrote(results, url):
     write(results, [row(4, POINTS[4][0], val_acc=70.0)])
     done = CliRunner().invoke(app, ["study", "export", results, "--storage", url], catch_exceptions=False)
     assert f"{NAME}: 1 have ended differently since they were written" in done.stdout
+
+
+def test_names_in_the_rows_do_not_steer_the_terminal(results, url):
+    write(results, [row(0, {"alpha": 2.0}, "failed", method="x\x1b[2J\n")])
+    app = typer.Typer()
+    app.command()(cli_study.export_command)
+    done = CliRunner().invoke(app, [results, "--storage", url], catch_exceptions=False)
+    assert done.stdout.startswith(f"demo/x?[2J?/resnet56-resnet20/0.2/{'5' * 16}: 1 trials, 1 of them new\n")
+    write(results, [row(0, {"alpha": 2.0}, val_acc=70.0, method="x\x1b[2J\n")])
+    done = CliRunner().invoke(app, [results, "--storage", url], catch_exceptions=False)
+    assert "ended differently" in done.stdout
+    assert "\x1b" not in done.stdout
 
 
 def get(address):
@@ -358,15 +419,16 @@ def answer_of(address, seconds=60):
 def test_the_real_dashboard_shows_the_studies(results, url):
     more = {"objectives": ["val_acc", "params"], "student_params": 1000, "study": "6" * 16, "method": "kd"}
     write(results, [*five_points(), row(7, {"alpha": 3.0}, val_acc=68.0, **more)])
+    both_name = f"demo/kd/resnet56-resnet20/0.2/{'6' * 16}"
     export(results, url)
     with dashboard(url) as address:
         found = {each["study_name"]: each for each in answer_of(f"{address}/api/studies")["study_summaries"]}
         assert {name: each["directions"] for name, each in found.items()} == {
             NAME: ["maximize"],
-            "demo/kd/resnet56-resnet20/0.2": ["maximize", "minimize"],
+            both_name: ["maximize", "minimize"],
         }
         study = get(f"{address}/api/studies/{found[NAME]['study_id']}")
-        both = get(f"{address}/api/studies/{found['demo/kd/resnet56-resnet20/0.2']['study_id']}")
+        both = get(f"{address}/api/studies/{found[both_name]['study_id']}")
     assert [trial["state"] for trial in study["trials"]] == ["Complete", "Complete", "Pruned", "Fail", "Fail"]
     assert [trial.get("values") for trial in study["trials"][:2]] == [[71.5], [73.25]]
     assert study["trials"][2]["intermediate_values"] == [{"step": 1, "value": 35.0}, {"step": 2, "value": 40.0}]
