@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.kdsweep-installed
 
-.PHONY: demo test check docs bench bench-methods clean
+.PHONY: demo test check docs bench bench-methods bench-search clean
 
 demo: $(STAMP)
 	$(BIN)/kd-sweep run sweeps/specs/demo.toml
@@ -28,6 +28,9 @@ bench: $(STAMP)
 
 bench-methods: $(STAMP)
 	$(BIN)/python -m benchmarks methods
+
+bench-search: $(STAMP)
+	$(BIN)/python -m benchmarks search
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

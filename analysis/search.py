@@ -19,7 +19,7 @@ from analysis.stats import mean, sample_std
 from analysis.tables import row_name
 from sweeps import optuna_studies
 from sweeps.optuna_studies import Point, Search
-from sweeps.schema import Status
+from sweeps.schema import OBJECTIVES, Status
 from sweeps.store import Store
 
 _GAP = "  "
@@ -58,9 +58,15 @@ class ShownStudy:
 
     @property
     def best(self) -> Point | None:
-        """The first of the most accurate completed points."""
-        completed = [point for point in self.search.points if point.accuracy is not None]
-        return max(completed, key=lambda point: point.accuracy or 0.0, default=None)
+        """The first of the most accurate completed points; of those alike, the one that costs less."""
+        signs = [1 if OBJECTIVES[name][1] == "maximize" else -1 for name in self.search.objectives]
+        scored = [(point, point.scores) for point in self.search.points if point.scores and point.accuracy is not None]
+
+        def worth(item: tuple[Point, tuple[float, ...]]) -> tuple[float, ...]:
+            own = (sign * score for sign, score in zip(signs, item[1], strict=True))
+            return (item[0].accuracy or 0.0, *own)
+
+        return max(scored, key=worth, default=(None, ()))[0]
 
     def count(self, status: Status) -> int:
         """How many points ended so."""

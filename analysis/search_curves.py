@@ -43,7 +43,11 @@ def _panel(sweep: str, dataset: str, column: Column, studies: Sequence[ShownStud
     values = [[point.accuracy for point in study.ended] for study in studies]
     floor = min(value for each in values for value in each if value is not None)
     plot = empty_plot("Points drawn, n")
-    plot.update_layout(yaxis={"title": {"text": "Expected best validation accuracy (%)"}}, xaxis={"tickformat": "d"})
+    plot.update_layout(
+        yaxis={"title": {"text": "Expected best validation accuracy (%)"}},
+        # Else a short axis has marks between whole numbers, and says them twice.
+        xaxis={"tickformat": "d", "dtick": 1 if max(map(len, values)) <= 12 else None},
+    )
     for study, own in zip(studies, values, strict=True):
         found, place = curve(own, floor), styles[study.name]
         x, colour = list(range(1, len(own) + 1)), (LIGHT[place % len(LIGHT)], DARK[place % len(DARK)])

@@ -1,4 +1,4 @@
-"""python -m benchmarks [steps|trials|share|methods]: what kdsweep costs, measured on this machine in one run.
+"""python -m benchmarks [steps|trials|share|methods|search]: what kdsweep costs, measured on this machine in one run.
 
 Nothing here is a test: times differ between machines. What is held to are ratios of times of one run.
 """
@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmarks import machine, methods, share, steps, trials
+from benchmarks import machine, methods, search, share, steps, trials
 
 
 class Name(StrEnum):
@@ -20,14 +20,21 @@ class Name(StrEnum):
     TRIALS = "trials"
     SHARE = "share"
     METHODS = "methods"
+    SEARCH = "search"
 
 
-BENCHMARKS = {Name.STEPS: steps.measure, Name.TRIALS: trials.measure, Name.SHARE: share.measure}
+BENCHMARKS = {
+    Name.STEPS: steps.measure,
+    Name.TRIALS: trials.measure,
+    Name.SHARE: share.measure,
+    Name.SEARCH: search.measure,
+}
+LONG = (Name.METHODS, Name.SEARCH)  # minutes to hours; only if they are named
 
 
 def main(
     names: Annotated[
-        list[Name] | None, typer.Argument(help="Which ones; without it all but methods, which takes longest.")
+        list[Name] | None, typer.Argument(help="Which ones; without it all but methods and search, which take longest.")
     ] = None,
     only: Annotated[list[str] | None, typer.Option(help="Of methods, measure these alone.")] = None,
 ) -> None:
@@ -37,7 +44,7 @@ def main(
     """
     console = Console() if sys.stdout.isatty() else Console(width=120)
     console.print(machine.facts(), highlight=False, soft_wrap=True)
-    for name in names or [name for name in Name if name != Name.METHODS]:
+    for name in names or [name for name in Name if name not in LONG]:
         for table in methods.measure(only) if name == Name.METHODS else BENCHMARKS[name]():
             console.print()
             console.print(table)

@@ -163,7 +163,7 @@ class Asking:
 
     def _sampled(self) -> tuple[Trial, Point]:
         if self.search.table.sampler == "grid":
-            return self._drawn(next(self._not_tried()))
+            return self._drawn(next(filter(self.search.can_run, self._not_tried())))
         for _ in range(1 + self.sampler.retries + (len(self.points) if self.sampler.sequence else 0)):
             trial = self.optuna.ask()
             point = self._suggested(trial)
@@ -201,16 +201,21 @@ class Asking:
 
     def _may_try(self, point: Point) -> bool:
         """Whether a point was not tried, and its student is within the limits."""
-        return self._key(point) not in self.seen and not self.search.excess(point) and self.search.can_run(point)
+        return self._is_untried(point) and self.search.can_run(point)
+
+    def _is_untried(self, point: Point) -> bool:
+        return self._key(point) not in self.seen and not self.search.excess(point)
 
     def _not_tried(self) -> Iterator[Point]:
         """The points of a space that has an end, without those tried and those beyond the limits."""
-        return filter(self._may_try, space.points(self.space) or ())
+        return filter(self._is_untried, space.points(self.space) or ())
 
     def _random_point(self) -> Point:
         """A point that was not tried, any one alike."""
         if not space.has_more_than(self.space, MANY):
-            return self.random.choice(list(self._not_tried()))
+            left = list(self._not_tried())
+            self.random.shuffle(left)
+            return next(filter(self.search.can_run, left))
         digits = space.DIGITS
         while not self._may_try(point := space.draw(self.space, self.random, digits)):
             digits += self._key(point) in self.seen  # few digits may give fewer values than there are points to try

@@ -41,7 +41,11 @@ def plan_command(spec_file: SpecFile, results: Results = None) -> None:
 
     Example: kd-sweep plan sweeps/specs/demo.toml
     """
-    show.show_plan(*_load(spec_file, results), Console(highlight=False, markup=False))
+    loaded, text, planned = _load(spec_file, results)
+    own = Store(loaded.run.results, loaded.sweep.name)
+    changes.check(loaded, text, planned, own)
+    replay.check(loaded, planned, own)
+    show.show_plan(loaded, text, planned, Console(highlight=False, markup=False))
 
 
 @app.command("run")
@@ -145,7 +149,8 @@ def _report(planned: Planned, console: Console) -> bool:
     loaded, _, whole = planned
     own, teachers = Store(loaded.run.results, loaded.sweep.name), Store(loaded.run.results, TEACHERS)
     rows = own.read_trials(None if whole.studies else whole.trials).to_pylist()
-    phases = {"search": "search: ", "confirm": "confirmation: "} if whole.studies else {None: ""}
+    phases: dict[str | None, str] = {"search": "search: "} if whole.studies else {None: ""}
+    phases |= {"confirm": "confirmation: "} if loaded.confirm else {}
     for phase, named in phases.items():
         mine = [row["status"] for row in rows if row["phase"] == phase]
         told = ", ".join(f"{mine.count(status)} {status}" for status in Status if status in mine) or "none has ended"

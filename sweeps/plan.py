@@ -12,6 +12,7 @@ from sweeps.cells import Axes, Teachers, trial_of
 from sweeps.probes import of_published, of_teacher, probes
 from sweeps.published import Published, published
 from sweeps.space import Point, Space
+from sweeps.space import misfit as misfit_of
 from sweeps.spec import data_config
 from sweeps.tables import Spec, method_entry, split_pair
 
@@ -35,6 +36,7 @@ class Study:
     axes: Axes
     space: Space
     starts: list[Point]  # tried first
+    misfit: str | None  # why what the cell has without a search is no point of the space; None if it is one
     cell: "SearchedCell"
     requirements: frozenset[str]  # the teacher that all its trials need; none where each point has teachers of its own
     example: TrialConfig  # a trial of the search, with the first student and the defaults of what is searched
@@ -132,7 +134,8 @@ def _add_study(spec: Spec, plan: Plan, axes: Axes, method: MethodRef, used: set[
     needed = frozenset[str]() if own else frozenset(requirements(examples[0]))
     if all(study.id != key for study in plan.studies):  # without a teacher it is one study in all pairs
         confirmation = examples[1] if spec.confirm else None
-        plan.studies.append(Study(key, axes, space, starts, cell, needed, examples[0], confirmation))
+        misfit = misfit_of(space, searched.own_point(template, space))
+        plan.studies.append(Study(key, axes, space, starts, misfit, cell, needed, examples[0], confirmation))
     return key
 
 

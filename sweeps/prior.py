@@ -14,7 +14,7 @@ from kdtrain.models.cost import parameters
 from sweeps import space
 from sweeps.plan import Study
 from sweeps.schema import SEARCHED, Status
-from sweeps.searched import TRAIN, flat
+from sweeps.searched import TRAIN, architectures, flat
 from sweeps.space import Point
 from sweeps.store import Store
 from sweeps.store import sweeps as sweeps_in
@@ -56,9 +56,10 @@ def _points(study: Study, rows: Iterable[Row], trials: int | None) -> list[Point
 def _best_first(study: Study, rows: Iterable[Row]) -> list[Point]:
     """The points of a cell that are of the study's space, by the mean of their accuracies."""
     scores: dict[str, list[float]] = defaultdict(list)
+    students = architectures(study.space)
     for row in rows:
         values = {**flat(json.loads(row["params"])), **{f"{TRAIN}.{key}": value for key, value in row.items()}}
-        values |= json.loads(row["point"]) if row["point"] is not None else {}
+        values |= students.get(row["student"], {})
         point = {name: values[name] for name in study.space if name in values}
         if space.misfit(study.space, point) is None:
             scores[canonical(space.spelled(study.space, point))].append(row["val_acc"])

@@ -100,6 +100,13 @@ def _check_seeds(spec: Spec, search: SearchTable) -> None:
 def _check_scheduler(spec: Spec, search: SearchTable) -> None:
     table, seeds = spec.scheduler, len(spec.grid.seed)
     assert table is not None
+    idle = {"asha": ["p_threshold"], "hyperband": ["p_threshold"], "median": ["p_threshold", "reduction_factor"],
+            "wilcoxon": ["grace", "reduction_factor"]}  # fmt: skip
+    if useless := [name for name in idle[table.name] if name in table.model_fields_set]:
+        raise ConfigError(f"scheduler.{useless[0]} has no effect on {table.name}.")
+    epochs = min(spec.recipe_axes.get("epochs", [spec.train.epochs]))
+    if table.name != "wilcoxon" and table.grace >= epochs:
+        raise ConfigError(f"scheduler.grace must be below the {epochs} epochs of a trial, but got {table.grace}.")
     if (table.name == "wilcoxon") != (search.score == "mean_over_seeds"):
         raise ConfigError(
             "scheduler.name must be 'wilcoxon' for search.score = 'mean_over_seeds' and only there, "

@@ -46,10 +46,12 @@ def space_of(spec: Spec, ref: MethodRef, student: str) -> Space:
         found[f"{TRAIN}.{name}"] = dim
     if student == SEARCHED:
         found |= student_space(tables[STUDENT])
-    space.check_conditions(found, "search.space")
+    space.check_conditions(found, f"search.space.{ref.name}")
     endless = [name for name, dim in found.items() if dim.values is None]
     if endless and spec.search.sampler == "grid":
-        raise ConfigError(f"search.space: {endless[0]} must have a step or be a list, as search.sampler is 'grid'.")
+        raise ConfigError(
+            f"search.space.{ref.name}: {endless[0]} must have a step or be a list, as search.sampler is 'grid'."
+        )
     return found
 
 
@@ -67,11 +69,22 @@ def _method_space(spec: Spec, ref: MethodRef) -> Space:
         _refuse(name.rpartition(".")[2], path)
         if name in fixed:
             raise ConfigError(f"{path} must not be searched, as the grid gives it.")
-        dim = space.dimension(entry, path, methods.whole(ref, name))
-        trials = [canonical(methods.params(methods.with_values(ref, {name: value}))) for value in dim.to_check]
+        try:
+            dim = space.dimension(entry, path, methods.whole(ref, name))
+            trials = [canonical(methods.params(methods.with_values(ref, {name: value}))) for value in dim.to_check]
+        except ConfigError as error:
+            raise ConfigError(_located(str(error), ref, name, path)) from None
         _check_distinct(dim, trials, path, ref.name)
         found[name] = dim
     return found
+
+
+def _located(error: str, ref: MethodRef, name: str, path: str) -> str:
+    """The message about a parameter with the key path that it has here."""
+    own = name if "+" in ref.name else f"{ref.name}.{name}"
+    if error.startswith(f"{own} "):
+        return path + error.removeprefix(own)
+    return error.replace(f" at {ref.name}.", f" at search.space.{ref.name}.", 1)
 
 
 def _check_distinct(dim: Dimension, trials: list[str], path: str, what: str) -> None:
@@ -134,6 +147,12 @@ def students(searched: Space) -> Iterator[str]:
             yield models.named(family, depth, width, f"search.space.{STUDENT}.{family}")
 
 
+def architectures(searched: Space) -> dict[str, Point]:
+    """The dimensions of each student in a space, by its name."""
+    network = {name: dim for name, dim in searched.items() if FAMILY in (name, *dim.when)}
+    return {name: point for point in space.points(network) or () if (name := student_of(point)) is not None}
+
+
 def student_of(point: Point) -> str | None:
     """The student that a point names; None where the student is not searched."""
     if FAMILY not in point:
@@ -155,19 +174,14 @@ def placed(point: Point, recipe: Mapping[str, Any], ref: MethodRef) -> tuple[dic
 
 
 def starts(spec: Spec, trial: TrialConfig, searched: Space) -> list[Point]:
-    """The points that are tried first: those of the spec, else what the cell's trial has without a search.
+    """The points that are tried first: those of the spec, else `own_point` if it is one.
 
     ConfigError for a point that is none of the space.
     """
     assert spec.search is not None
     given = spec.search.start.get(trial.method.name)
     if given is None:
-        recipe = trial.train.model_dump(mode="json")
-        values = methods.defaults(trial.method) | {f"{TRAIN}.{key}": value for key, value in recipe.items()}
-        point: Point = {}
-        for name, dim in searched.items():
-            if name in values and space.exists(dim, point):
-                point[name] = values[name]
+        point = own_point(trial, searched)
         return [] if space.misfit(searched, point) else [space.spelled(searched, point)]
     found = []
     for i, entry in enumerate(given):
@@ -176,6 +190,17 @@ def starts(spec: Spec, trial: TrialConfig, searched: Space) -> list[Point]:
             raise ConfigError(f"search.start.{trial.method.name}[{i}] must be a point of the space, but {reason}.")
         found.append(space.spelled(searched, point))
     return found
+
+
+def own_point(trial: TrialConfig, searched: Space) -> Point:
+    """What a cell's trial has without a search; it may be no point of the space."""
+    recipe = trial.train.model_dump(mode="json")
+    values = methods.defaults(trial.method) | {f"{TRAIN}.{key}": value for key, value in recipe.items()}
+    point: Point = {}
+    for name, dim in searched.items():
+        if name in values and space.exists(dim, point):
+            point[name] = values[name]
+    return point
 
 
 def flat(tables: Mapping[str, Any]) -> dict[str, Any]:
@@ -199,11 +224,10 @@ def examples(searched: Space, first: list[Point]) -> Iterator[Point]:
     """Points that together have every choice of a space, and every student. The first is a starting point, if any."""
     yield from first
     base = first[0] if first else {}
-    architecture = {name: dim for name, dim in searched.items() if FAMILY in (name, *dim.when)}
-    for network in space.points(architecture) or ():
+    for network in architectures(searched).values():
         yield _completed(searched, {**base, **network})
     for name, dim in searched.items():
-        for value in dim.choices or () if name not in architecture else ():
+        for value in dim.choices or () if FAMILY not in (name, *dim.when) else ():
             yield _completed(searched, {**base, name: value})
 
 

@@ -49,7 +49,8 @@ class Search:
         if every is None:
             assert wanted is not None, "only a grid may leave it out, and its space has an end"
             return wanted
-        return sum(1 for _ in islice((point for point in every if not self.excess(point)), wanted))
+        there = (point for point in every if not self.excess(point) and self.can_run(point))
+        return sum(1 for _ in islice(there, wanted))
 
     @property
     def left(self) -> int:

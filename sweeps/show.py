@@ -35,7 +35,7 @@ def learned_cost(spec: Spec) -> Cost:
 def show_plan(spec: Spec, text: str, plan: Plan, console: Console) -> None:
     """Print the cells of a sweep, what is done, what is missing and how long that may take."""
     own = Store(spec.run.results, spec.sweep.name)
-    found = searches(spec, plan, own, [job.asked for job in asked(own)], accept_changes=True)
+    found = searches(spec, plan, own, [job.asked for job in asked(own)])
     todo = missing(spec, text, plan, retry_failed=False, found=found)
     absent = {job.id for job in todo.jobs}
     trials = len(plan.trials) + sum(search.done + search.trials_left for search in found)
@@ -53,10 +53,13 @@ def show_plan(spec: Spec, text: str, plan: Plan, console: Console) -> None:
         state = "trained" if key in todo.trained else "to train" if key in absent else "not needed, or failed"
         console.print(f"{describe_teacher(teacher)} ({key}): {state}", soft_wrap=True)
     console.print(f"{todo.done} of {trials} trials are done.")
-    every = [*plan.trials.values(), *plan.teachers.values()]
-    if (total := multiply_adds([*every, *show_search.planned(found)])) is not None:
+    if todo.replays:
+        return
+    total = multiply_adds([*plan.trials.values(), *plan.teachers.values()])
+    searching = show_search.multiply_adds(found)
+    if total is not None and searching is not None:
         most = "at most " if spec.scheduler is not None else ""
-        console.print(f"Training all of it takes {most}{total:.1e} multiply-adds.")
+        console.print(f"Training all of it takes {most}{total + searching:.1e} multiply-adds.")
     if todo.trials:
         console.print(_estimate(spec, todo), soft_wrap=True)
 

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from kdtrain.build import trial_id
 from kdtrain.config import TrialConfig
-from sweeps import searched
+from sweeps import cost, searched
 from sweeps.cells import Axes
 from sweeps.job import Job
 from sweeps.points import Tried, best
@@ -27,7 +27,8 @@ def table(found: Iterable[Search]) -> Table:
     for search in found:
         axes = search.study.axes
         ended = sum(each.ended(search.seeds) for each in search.tried)
-        confirmations = min(search.top, search.budget) * len(search.fresh)
+        most = min(search.top, search.budget) * len(search.fresh)
+        confirmations = len(search.winners(search.tried)) if search.over else most
         confirmed = f"{confirmations - search.confirmations_left}/{confirmations}" if confirmations else "-"
         shown.add_row(method(axes), axes["pair"], f"{axes['fraction']:g}", f"{ended}/{search.budget}", confirmed)
     return shown
@@ -41,6 +42,9 @@ def spaces(found: Iterable[Search]) -> Iterator[str]:
         network = {name: dim for name, dim in whole.items() if FAMILY in (name, *dim.when)}
         own = {name: dim for name, dim in whole.items() if name not in network}
         lines[f"space of {method(search.study.axes)}"] = _dimensions(own) or "nothing to search"
+        if not search.study.starts and search.study.misfit and not network:
+            cell = f"{method(search.study.axes)} {search.study.axes['pair']}"
+            lines[f"{cell} starts with a point of the sampler"] = search.study.misfit
         if network:
             without = {name: dim.model_copy(update={"when": {}}) for name, dim in network.items()}
             lines[f"students of {search.study.axes['pair']}"] = _dimensions(without)
@@ -82,16 +86,19 @@ def how(spec: Spec) -> str:
     return ", ".join(parts) + "."
 
 
-def planned(found: Iterable[Search]) -> Iterator[TrialConfig]:
-    """Trials that cost what all of the searches does, done or not; of a searched student each in turn."""
+def multiply_adds(found: Iterable[Search]) -> float | None:
+    """Those of all that the searches train, done or not, as `cost.multiply_adds`; searched students in equal parts."""
+    total = 0.0
     for search in found:
-        trial, confirmation = search.study.example, search.study.confirmation
-        names = list(dict.fromkeys(searched.students(search.study.space))) or [trial.student]
-        for i in range(search.budget * len(search.seeds)):
-            yield trial.model_copy(update={"student": names[i % len(names)]})
-        if confirmation is not None:
-            for i in range(min(search.top, search.budget) * len(search.fresh)):
-                yield confirmation.model_copy(update={"student": names[i % len(names)]})
+        names = list(search.costs) or [search.study.example.student]
+        confirmations = min(search.top, search.budget) * len(search.fresh)
+        kinds = ((search.study.example, search.budget * len(search.seeds)), (search.study.confirmation, confirmations))
+        for trial, n in kinds:
+            own = [] if trial is None else [trial.model_copy(update={"student": name}) for name in names]
+            if (one := cost.multiply_adds(own)) is None:
+                return None
+            total += one * n / len(names)
+    return total
 
 
 def to_run(found: Iterable[Search]) -> Iterator[TrialConfig]:

@@ -9,8 +9,9 @@ from typing import Any, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from kdtrain.config import ConfigError, Frozen, parse
+from kdtrain.config import ConfigError, Frozen, parse, unknown
 
+KEYS = ("low", "high", "log", "step", "choices", "when")  # of a dimension in a spec
 Point = dict[str, Any]  # a value for each dimension whose condition holds
 DIGITS = 4  # significant digits of a value drawn from a range: enough for any weight, and short in a spec
 MOST = 10_000  # values of a dimension that can be counted
@@ -48,6 +49,8 @@ class Dimension(Frozen):
             raise ValueError("must have low and high, or choices")
         if self.low >= self.high:
             raise ValueError("must have low < high")
+        if self.step is not None and self.step > self.high - self.low:
+            raise ValueError("must have a step that fits between low and high")
         if self.log and self.low <= 0:
             raise ValueError("must have low > 0 where log = true")
         if self.log and self.step is not None:
@@ -139,6 +142,8 @@ def dimension(entry: Any, path: str, whole: bool = False) -> Dimension:
     table = {"choices": entry} if isinstance(entry, list) else entry
     if not isinstance(table, Mapping):
         raise ConfigError(f"{path} must be a list of values or a table with low and high, but got {entry!r}.")
+    if odd := [key for key in table if key not in (*KEYS, "int")]:
+        raise ConfigError(unknown("key", odd[0], KEYS, f"{path}.{odd[0]}"))
     found = {**table, "int": True} if whole and "choices" not in table else table
     return parse(Dimension, found, path)
 

@@ -111,7 +111,7 @@ class SearchTable(Frozen):
     """[search]: one study for each cell of the grid, on held-out training images."""
 
     sampler: str = "tpe"  # a name of sweeps.samplers.SAMPLERS
-    trials: int | None = Field(None, ge=1)  # points of each study; None only for "grid": all there are
+    trials: int | None = Field(None, ge=1, le=100_000)  # points of each study; None only for "grid": all there are
     score: Literal["val_acc", "mean_over_seeds"] = "val_acc"  # of a point; the second: the mean over grid.seed
     objectives: Annotated[list[str], Axis] = Field(["val_acc"], min_length=1)  # names of schema.OBJECTIVES
     limits: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)  # of a searched student

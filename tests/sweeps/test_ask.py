@@ -8,9 +8,10 @@ import pytest
 from optuna.trial import TrialState
 from scipy.stats import wilcoxon
 
-from kdtrain.config import canonical
+from kdtrain.config import ConfigError, canonical
 from sweeps import space
 from sweeps.ask import Asking
+from sweeps.plan import SearchedCell
 from sweeps.points import best
 from sweeps.schema import Status
 
@@ -439,3 +440,20 @@ class TestAdversarial:
             assert trial.params.keys() == each.point.keys()
             assert trial.params["alpha"] == each.point["alpha"]
             assert space.misfit(rebuilt.space, each.point) is None
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "qmc"])
+def test_points_that_make_no_trial_are_not_offered_and_cost_nothing(studies, monkeypatch, sampler):
+    makes = SearchedCell.trial
+
+    def picky(self, point, seed):
+        if point["alpha"] > 2:
+            raise ConfigError("kd: alpha and tau contradict each other.")
+        return makes(self, point, seed)
+
+    found = studies(TEXT.replace('"random"', f'"{sampler}"'))
+    study = found.asking()
+    monkeypatch.setattr(SearchedCell, "trial", picky)
+    offered = [found.ask(study).point["alpha"] for _ in range(study.left)]
+    assert len(offered) == 8
+    assert max(offered) <= 2

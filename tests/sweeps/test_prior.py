@@ -169,12 +169,16 @@ def test_values_of_the_recipe_and_of_parts_come_from_the_row(old):
     assert old.prior(('"kd"', '"sp+kd"'), ("[run]", space)) == [{"sp.beta": 500.0, "kd.alpha": 2.0, "train.lr": 0.02}]
 
 
-def test_students_come_from_the_points_of_a_search(old):
+def test_students_of_earlier_trials_are_points_of_a_searched_student(old):
     students = "[search.space.student]\nresnet = { depth = [8, 14] }\n[run]"
     network = {"family": "resnet", "resnet.depth": 8}
     old.leave("resnet32/resnet8", point(1.0), 60.0, phase="search", point=canonical({**point(1.0), **network}))
-    old.leave("resnet32/resnet8", point(2.0), 90.0)  # a grid's trial says no depth
-    assert old.prior(("resnet32/resnet14", "resnet32/*"), ("[run]", students)) == [{**point(1.0), **network}]
+    old.leave("resnet32/resnet8", point(2.0), 90.0)  # of a grid: the student says its depth
+    old.leave("resnet32/wrn_10_1", point(3.0), 95.0)  # no student of the space
+    assert old.prior(("resnet32/resnet14", "resnet32/*"), ("[run]", students)) == [
+        {**point(2.0), **network},
+        {**point(1.0), **network},
+    ]
 
 
 def test_a_method_without_a_teacher(old):

@@ -182,3 +182,17 @@ def test_median_stops_what_is_below_the_median_of_the_others_means_and_pauses_no
 
 def test_tune_may_pickle_it():
     assert Tune(search_jobs(1)).scheduler.__getstate__() == {}
+
+
+def test_trials_of_earlier_runs_count_as_if_they_had_run_now():
+    # 9 epochs, a third goes on at the rungs 1, 3 and 9; the first epoch says nothing, which moves them to 2 and 6.
+    curves = {"old1": {1: 99.0, 2: 50.0}, "old2": {1: 99.0, 2: 60.0, 3: 61.0}}
+    fresh, resumed = (Tune(search_jobs(4), blind=1) for _ in range(2))
+    for key, curve in zip("01", curves.values(), strict=True):
+        for epoch, acc in curve.items():
+            fresh.epoch(key, epoch, acc)
+        fresh.end(key, max(curve), curve[max(curve)])
+    study = SimpleNamespace(id="s", example=search_jobs(1)["0"].trial)
+    resumed.scheduler.remember(SimpleNamespace(study=study, curves=curves, blind=1))
+    decisions = [tune.epoch(key, 2, acc) for tune in (fresh, resumed) for key, acc in (("2", 55.0), ("3", 70.0))]
+    assert decisions == [STOP, CONTINUE, STOP, CONTINUE]

@@ -196,13 +196,16 @@ CELL = " (in the search pair = resnet14/resnet8, method = kd, fraction = 1.0, se
             "kd = { alpha = 1.0 }",
             "search.space.kd.alpha must be a list of values or a table with low and high, but got",
         ),
-        ("kd = { alfa = [1.0] }", "unknown parameter 'alfa' at kd. Did you mean 'alpha'? Known: alpha, gamma, tau."),
-        ("kd = { alpha = [-1.0] }", "kd.alpha should be greater than or equal to 0, but got -1.0"),
-        ("kd = { tau = { low = 0.0, high = 4.0 } }", "kd.tau should be greater than 0, but got 0.0"),
-        ('kd = { alpha = ["much"] }', "kd.alpha should be a valid number, but got 'much'"),
+        (
+            "kd = { alfa = [1.0] }",
+            "unknown parameter 'alfa' at search.space.kd. Did you mean 'alpha'? Known: alpha, gamma, tau.",
+        ),
+        ("kd = { alpha = [-1.0] }", "search.space.kd.alpha should be greater than or equal to 0, but got -1.0"),
+        ("kd = { tau = { low = 0.0, high = 4.0 } }", "search.space.kd.tau should be greater than 0, but got 0.0"),
+        ('kd = { alpha = ["much"] }', "search.space.kd.alpha should be a valid number, but got 'much'"),
         (
             "kd = { alpha = { low = 1.0, high = 2.0, when = { tau = 1.0 } }, tau = [1.0] }",
-            "search.space.alpha.when must name a dimension above it, but got 'tau'. Known: none.",
+            "search.space.kd.alpha.when must name a dimension above it, but got 'tau'. Known: none.",
         ),
         ("train = { lrr = [0.1] }", "unknown key 'lrr' at search.space.train. Did you mean 'lr'? Known: augment, "),
         ("train = { lr = { low = 0.0, high = 0.1 } }", "search.space.train.lr should be greater than 0, but got 0.0"),
@@ -282,19 +285,20 @@ def test_two_choices_that_are_one_trial_are_refused():
         ("resnet = { depth = [8], width = [0.5] }", "width must be whole for the family resnet, but got depth 8 and "),
         (
             "resnet = { depth = [8], width = { low = 1, high = 2, step = 1, when = { depth = 8 } } }",
-            "search.space.resnet.width.when must name a dimension above it, but got 'depth'. Known: alpha, tau, family",
+            "search.space.kd.resnet.width.when must name a dimension above it, but got 'depth'. Known: alpha, tau, ",
         ),
     ],
 )
 def test_students_that_cannot_be_built_are_refused(students, message):
-    line = refused(f"{FREE}[search.space.student]\n{students}\n")
-    assert line.startswith(message)
-    assert line.endswith("(in the search pair = resnet14/*, method = kd, fraction = 1.0, seed = 1)")
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
+        expand(parse_text(f"{FREE}[search.space.student]\n{students}\n"))
 
 
 def test_grid_needs_a_space_that_has_an_end():
     grid = swap("trials = 8", 'sampler = "grid"')
-    assert refused(grid).startswith("search.space: alpha must have a step or be a list, as search.sampler is 'grid'.")
+    assert refused(grid).startswith(
+        "search.space.kd: alpha must have a step or be a list, as search.sampler is 'grid'."
+    )
     assert study(f"{grid}[search.space.kd]\ntau = {{ low = 1.0, high = 2.0, step = 0.5 }}\n").space["tau"].values == (
         1.0, 1.5, 2.0
     )  # fmt: skip
@@ -321,8 +325,11 @@ class TestSpaces:
         ("space", "message"),
         [
             ("beta = [1.0]", r"search: beta of sp\+kd must be a table of that method's parameters, got \[1\.0\]\."),
-            ("cc = { beta = [1.0] }", r"unknown parameter 'cc\.beta' at sp\+kd\."),
-            ("kd = { gamma = [1.0] }", r"unknown parameter 'kd\.gamma' at sp\+kd\."),  # has no effect there
+            ("cc = { beta = [1.0] }", r"unknown parameter 'cc\.beta' at search\.space\.sp\+kd\."),
+            (
+                "kd = { gamma = [1.0] }",
+                r"unknown parameter 'kd\.gamma' at search\.space\.sp\+kd\.",
+            ),  # has no effect there
         ],
     )
     def test_of_a_plus_b_with_mistakes(self, space, message):
@@ -407,3 +414,74 @@ class TestStarts:
     def test_outside_of_the_space_or_incomplete_are_refused(self, start, reason):
         line = refused(f"{TEXT}[search.start]\nkd = [{{ alpha = 1.0, tau = 4.0 }}, {start}]\n")
         assert line == f"search.start.kd[1] must be a point of the space, but {reason}.{CELL}"
+
+
+def test_range_whose_inner_values_a_parameter_refuses_is_refused_at_once():
+    text = swap('"kd"', '"cid"') + "[search.space.cid]\ninit_epochs = { low = 1.0, high = 4.0 }\n"
+    assert "must be a whole number of epochs or a fraction of all epochs below 1" in refused(text)
+    assert study(text.replace("high = 4.0", "high = 4.0, step = 1.0")).space["init_epochs"].values == (
+        1.0,
+        2.0,
+        3.0,
+        4.0,
+    )
+
+
+def test_choices_of_the_recipe_that_are_one_recipe_are_refused():
+    # A half of 10 epochs is 5.
+    line = refused(TEXT + "[search.space.train]\nlr_milestones = [[0.5], [5]]\n")
+    assert line.startswith("search.space.train.lr_milestones must have choices that differ for the recipe, but got")
+
+
+def test_recipe_field_that_may_be_left_out_is_searched_in_whole_numbers():
+    text = TEXT + "[search.space.train]\nwarmup_epochs = { low = 1, high = 3 }\n"
+    assert study(text).space["train.warmup_epochs"].values == (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            swap('["resnet14/resnet8"]', '["resnet14/*", "resnet20/resnet8"]') + STUDENTS,
+            "grid.pair must not have resnet8, which is a student of [search.space.student] too.",
+        ),
+        (
+            TEXT + "[[override]]\nwhen = { seed = 1 }\nset = { lr = 0.1 }\n",
+            "override[0].when must not name the seed with [search], whose points have several.",
+        ),
+        (TEXT + 'prior = "../other"\n', "search.prior should match pattern"),
+        (TEXT + '[run]\nreplay = "/tmp/other"\n', "run.replay should match pattern"),
+    ],
+)
+def test_what_would_mix_trials_or_leave_the_results_is_refused(text, message):
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
+        parse_text(text)
+
+
+def test_override_that_names_a_student_holds_for_the_points_with_it():
+    text = FREE + STUDENTS + '[[override]]\nwhen = { student = "resnet8" }\nset = { lr = 0.01 }\n'
+    cell = study(text).cell
+    point = {"alpha": 1.0, "tau": 4.0, "family": "resnet", "resnet.depth": 8, "resnet.width": 1}
+    assert cell.trial(point, 1)[0].train.lr == 0.01
+    assert cell.trial({**point, "resnet.depth": 14}, 1)[0].train.lr == 0.05
+    with pytest.raises(ConfigError, match=r"override\[0\]\.when must match a trial"):
+        study(text.replace('"resnet8"', '"wrn_10_1"'))
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        ('name = "asha"\ngrace = 10', "scheduler.grace must be below the 10 epochs of a trial, but got 10."),
+        ('name = "asha"\np_threshold = 0.1', "scheduler.p_threshold has no effect on asha."),
+        ('name = "median"\nreduction_factor = 2.0', "scheduler.reduction_factor has no effect on median."),
+    ],
+)
+def test_scheduler_keys_without_effect_are_refused(scheduler, message):
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        parse_text(f"{TEXT}[scheduler]\n{scheduler}\n")
+
+
+def test_why_the_papers_weights_are_no_starting_point_is_kept():
+    found = study(TEXT + "[[override]]\nset = { alpha = 200.0 }\n")
+    assert (found.starts, found.misfit) == ([], "alpha = 200.0 lies outside of 0.1..10 log")
+    assert study(TEXT).misfit is None

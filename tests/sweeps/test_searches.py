@@ -1,9 +1,11 @@
 """What is left of searches: from rows, and from what was asked for and has no row yet."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +21,7 @@ from sweeps.plan import Plan, expand
 from sweeps.points import Tried
 from sweeps.schema import Status
 from sweeps.search import SweepSearch
-from sweeps.searches import Search, searches
+from sweeps.searches import Search, remember_spaces, searches
 from sweeps.spec import parse_text
 from sweeps.store import Store
 from sweeps.tables import Spec
@@ -324,7 +326,8 @@ def test_command_line_refuses_a_changed_space_and_takes_it_if_accepted(load, tmp
     ended = cli("run", file)
     assert (ended.code, ended.out) == (2, "")
     assert "alpha 0.1..10 log -> 1.5..20 log" in ended.err
-    assert cli("plan", file).code == cli("status", file).code == 0  # who only looks need not accept
+    assert cli("status", file).code == 0  # who only looks need not accept
+    assert cli("plan", file).code == 2  # what `run` refuses, `plan` refuses
     seen = []
     monkeypatch.setattr("sweeps.run.run", lambda todo, *_: seen.append(todo) or [])
     assert cli("run", file, "--accept-space-change").code == 0
@@ -401,3 +404,80 @@ def test_asked_file_says_all_that_a_row_does(load):
     confirmation = loaded.job({"alpha": 1.0}, 0, seed=11, phase="confirm")
     assert confirmation.label == "confirm kd alpha=1.0 resnet14/resnet8 fraction 0.02 seed 11"
     assert not confirmation.is_search
+
+
+def test_accepted_space_is_remembered_by_the_run(load):
+    four(load())
+    loaded = load(TEXT, CHANGED)
+    remember_spaces(loaded.plan, loaded.own)
+    assert loaded.one().left == 1
+    with pytest.raises(ConfigError, match=r"alpha 1\.5\.\.20 log -> 0\.1\.\.10 log"):
+        load().searches()
+
+
+def test_more_confirmations_than_points_of_a_list_are_refused(load):
+    alpha = ("alpha = { low = 0.1, high = 10.0, log = true }", "alpha = [1.0]")
+    with pytest.raises(ConfigError, match=r"confirm\.top must be at most the 1 points of pair = .*, but got 2"):
+        load(TEXT, alpha).searches()
+
+
+STUDENTS = (
+    ("resnet14/resnet8", "resnet14/*"),
+    ("trials = 4", 'trials = 4\nobjectives = ["val_acc", "params"]'),
+    ("[search.space.kd]\nalpha = { low = 0.1, high = 10.0, log = true }", "[search.space.kd]\n"
+     "[search.space.student]\nresnet = { depth = [8, 14, 20] }"),
+)  # fmt: skip
+
+
+def depth(n: int) -> dict[str, Any]:
+    return {"family": "resnet", "resnet.depth": n}
+
+
+def test_points_beyond_tightened_limits_count_no_more(load):
+    loaded = load(TEXT, *STUDENTS)
+    for number, n in enumerate((20, 8)):
+        loaded.put(depth(n), number, 50.0 - n)
+    tight = load(TEXT, *STUDENTS, ("trials = 4", "trials = 4\nlimits = { params = 200_000 }"))
+    search = tight.one()
+    assert [each.point for each in search.tried] == [depth(8)]
+    assert (search.budget, search.left) == (2, 1)
+
+
+def test_objectives_may_change_though_old_rows_did_not_weigh_them(load):
+    loaded = load(TEXT, *STUDENTS)
+    loaded.put(depth(8), 0, 50.0)
+    changed = load(TEXT, *STUDENTS, ('"params"]', '"latency_ms"]'))
+    changed.own.write_bytes(b'{"resnet8": 1.5, "resnet14": 2.5, "resnet20": 3.5}', "latencies.json")
+    (tried,) = changed.one().tried
+    assert tried.values((1,), ["val_acc", "latency_ms"]) == [50.0, 1.5]
+
+
+def test_latencies_are_measured_once_and_the_same_for_all_who_ask(load, monkeypatch):
+    times = iter((1.5, 2.5, 3.5))
+    monkeypatch.setattr("sweeps.student_costs.latency", lambda *_, **__: SimpleNamespace(median=next(times)))
+    loaded = load(TEXT, *STUDENTS, ('"params"]', '"latency_ms"]'))
+    assert math.isnan(loaded.one().costs["resnet8"]["latency_ms"])
+    measured = loaded.one(to_run=True).costs
+    assert [measured[name]["latency_ms"] for name in ("resnet8", "resnet14", "resnet20")] == [1.5, 2.5, 3.5]
+    assert loaded.one().costs == loaded.one(to_run=True).costs == measured
+
+
+def test_curves_of_trials_that_ended_are_read_for_a_run(load):
+    loaded = load()
+    job = loaded.put({"alpha": 2.0}, 0, status=Status.STOPPED)
+    record = {"lr": 0.1, "terms": {}, "train_acc": 1.0, "test_acc": None, "seconds": 1.0, "trial_id": job.id}
+    rows = [{**record, "stage": "pretrain", "epoch": 1, "val_acc": None, "train_acc": None}]
+    rows += [{**record, "stage": "train", "epoch": n, "val_acc": 10.0 * n} for n in (1, 2)]
+    loaded.own.write_epochs(job.id, rows)
+    assert loaded.one(to_run=True).curves == {job.id: {1: 10.0, 2: 20.0}}
+    assert loaded.one().curves == {}
+
+
+def test_what_a_killed_retry_left_is_kept(load):
+    loaded = load()
+    kept = loaded.put({"alpha": 2.0}, 0, status=Status.FAILED)
+    gone = loaded.put({"alpha": 3.0}, 1, 50.0)
+    for job in (kept, gone):
+        loaded.own.write_bytes(b"state", "checkpoints", f"{job.id}.pt")
+    tidy(loaded.own)
+    assert loaded.own.ids("checkpoints") == {kept.id}
