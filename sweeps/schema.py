@@ -120,7 +120,7 @@ PROVENANCE = [
     _field("torch", pa.string()),
     _field("host", pa.string()),
     _field("device", pa.string()),
-    _field("replayed", pa.string(), null=True),  # the trial whose epochs were returned instead of training
+    _field("replayed", pa.string(), null=True),  # `sweep/id` of what was returned instead of training
     _field("cpus", pa.int64()),
     _field("started_at", _UTC),
     _field("ended_at", _UTC),
