@@ -122,10 +122,12 @@ def _add_study(spec: Spec, plan: Plan, axes: Axes, method: MethodRef, used: set[
         cell, own = SearchedCell(spec, axes, method, plan.published, used), searched.own_teachers(template.method)
         bare = searched.without(template, space).model_copy(update={"seed": axes.get("seed", 0)})
         key = trial_id(bare.model_copy(update={"teacher": None, "assistants": None}) if own else bare)
+        kinds = [(cell.trial, spec.grid.seed[0])]
+        kinds += [(cell.confirmation, spec.confirm.seed[0])] if spec.confirm else []
         examples = []
         for point in [*searched.examples(space, starts)] or [{}]:
-            for make in (cell.trial, cell.confirmation) if spec.confirm else (cell.trial,):
-                trial, teachers = make(point, spec.grid.seed[0])
+            for make, seed in kinds:
+                trial, teachers = make(point, seed)
                 _check(plan, trial, teachers)
                 plan.teachers.update({} if own else teachers)
                 examples.append(trial)

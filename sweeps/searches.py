@@ -265,5 +265,6 @@ def remember_spaces(plan: Plan, own: Store) -> None:
     """Keep the spaces that a sweep is run with."""
     if plan.studies:
         before = json.loads(own.read_bytes(SPACES) or "{}")
-        now = {study.id: space.plain(study.space) for study in plan.studies}
-        own.write_bytes(json.dumps({**before, **now}).encode(), SPACES)
+        now = before | {study.id: space.plain(study.space) for study in plan.studies}
+        if now != before:
+            own.write_bytes(json.dumps(now).encode(), SPACES)
