@@ -6,6 +6,7 @@ python -m benchmarks.search_grid RESULTS SWEEP packs a finished sweep into tests
 import dataclasses
 import io
 import json
+import re
 import tomllib
 from dataclasses import dataclass
 from functools import lru_cache
@@ -48,6 +49,11 @@ def pack(results: str, sweep: str, target: str, *, whole: bool = True) -> int:
     trials = trials.filter(pa.compute.is_in(trials["trial_id"], pa.array(sorted(planned & ended)))).sort_by("trial_id")
     place = trials.schema.get_field_index("host")
     trials = trials.set_column(place, trials.schema.field(place), pa.array([HOST] * len(trials)))
+    place = trials.schema.get_field_index("error")
+    errors = [
+        error and re.sub(r'File "/.*/(\w+/\w+\.py)"', r'File "\1"', error) for error in trials["error"].to_pylist()
+    ]
+    trials = trials.set_column(place, trials.schema.field(place), pa.array(errors, pa.string()))  # no machine's folders
     epochs = source.read_epochs(trials["trial_id"].to_pylist())
     size = 0
     for kind, table in (("trials", trials), ("epochs", epochs)):
