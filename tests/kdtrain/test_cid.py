@@ -420,7 +420,9 @@ class TestAblations:
         assert fresh.mean_squares.item() == pytest.approx(9 * golden.vt.square().sum(1).mean().item())
 
     def test_the_norm_aware_error_needs_no_look_at_the_teacher(self, toy):
-        cid(toy).prepare(iter_that_must_not_be_used())
+        method = cid(toy)
+        method.prepare(iter_that_must_not_be_used())
+        assert method.mean_squares.tolist() == [1.0]
 
 
 MAPS_S, MAPS_T = [(6, 4), (12, 8), (6, 4)], [(6, 4), (6, 4), (12, 8)]

@@ -286,7 +286,14 @@ def test_real_and_replayed_results_do_not_mix(tmp_path, grid, status):
 def test_trial_that_found_none_like_it_is_neither_real_nor_replayed(tmp_path, grid):
     put(tmp_path, grid["vanilla"], [10.0, 20.0, 30.0])
     played(job(tmp_path, grid[1.0, 2.0]))
+    row = own_row(tmp_path)
+    assert (row["status"], row["epochs_done"], row["replayed"]) == ("failed", 0, None)
     check(tmp_path, PLAYED)
+    check(tmp_path, PLAYED.replace('replay = "stored"', ""))
+    # One that had begun would be real.
+    Store(str(tmp_path), "played").write_trial({**row, "epochs_done": 1})
+    with pytest.raises(ConfigError, match="results of 'played' were trained"):
+        check(tmp_path, PLAYED)
 
 
 def test_trials_that_the_sweep_to_replay_cannot_stand_for_are_refused_before_anything_starts(tmp_path, grid):

@@ -138,6 +138,8 @@ def test_end_of_a_trial_that_was_never_seen_is_no_error():
     tune = Tune(search_jobs(1))
     tune.end("0", 9, 60.0)  # completed in an earlier worker
     tune.scheduler.on_trial_complete(tune, Trial("0"), {"status": "failed", "epoch": 0})
+    assert tune.scheduler.seen == set()
+    assert tune.epoch("0", 1, 10.0) == CONTINUE  # the first one at its rung: nothing was remembered
 
 
 @pytest.mark.parametrize(("name", "brackets"), [("asha", 1), ("hyperband", 3)])

@@ -369,6 +369,8 @@ def test_budget_sampler_scheduler_and_confirmations_may_change(load, old, new):
     four(loaded)
     now = load(TEXT, (old, new))
     changes.check(now.spec, now.text, now.plan, now.own)
+    assert {study.id for study in loaded.plan.studies} <= {study.id for study in now.plan.studies}
+    assert len(now.searches(accept_changes=True)[0].tried) == (3 if (old, new) == CHANGED else 4)
 
 
 def test_what_is_searched_may_have_another_default_in_the_recipe(load):

@@ -240,11 +240,22 @@ class TestConditions:
     def check(self, dims):
         space.check_conditions(dims, "search.space")
 
-    def test_of_dimensions_above_are_fine(self):
+    @pytest.mark.parametrize("value", [1, 3, 5, 6])
+    def test_of_dimensions_above_are_fine_and_of_values_that_they_have(self, value):
+        n = dimension({"low": 1, "high": 5}, "n", whole=True)
+        dims = {"n": n, "m": Dimension(choices=(1,), when={"n": value})}
+        if value > 5:
+            with pytest.raises(ConfigError, match=r"search\.space\.m\.when must name values of n, but got 6"):
+                self.check(dims)
+        else:
+            self.check(dims)
+            assert list(space.points(dims)) == [
+                {"n": other, "m": 1} if other == value else {"n": other} for other in range(1, 6)
+            ]
+
+    def test_families_may_depend_on_another_dimension(self):
         self.check(FAMILIES)
-        self.check(
-            {"n": dimension({"low": 1, "high": 5}, "n", whole=True), "m": Dimension(choices=(1,), when={"n": 3})}
-        )
+        assert [name for name, dim in FAMILIES.items() if dim.when], "there is something to check"
 
     @pytest.mark.parametrize(
         ("dims", "message"),
