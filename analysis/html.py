@@ -1,18 +1,14 @@
-"""Sweeps -> one HTML file that opens without a network: plotly.js, styles and data are inside."""
+"""Sweeps -> the report, one HTML file that opens without a network."""
 
 from dataclasses import dataclass
-from importlib import resources
 from itertools import groupby
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from analysis.figures import Figure, epoch_figures, fraction_figures
 from analysis.groups import group_students
 from analysis.leaderboard import MAIN, OTHERS, Entry, build_leaderboard
 from analysis.load import Sweep, load, load_epochs
 from analysis.names import dataset_name, fraction_name
+from analysis.page import page
 from analysis.provenance import Provenance, build_provenance
 from analysis.render import cells
 from analysis.tables import Table, build_tables
@@ -33,29 +29,17 @@ class Section:
 
 def render(results: str, names: list[str]) -> str:
     """The report of these sweeps of a results folder. StoreError names a file that cannot be read."""
-    environment = Environment(
-        loader=PackageLoader("analysis"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters["json_script"] = json_script
-    environment.globals |= {
-        "cells": cells,
-        "dataset_name": dataset_name,
-        "fraction_name": fraction_name,
-        "metrics": (MAIN, *OTHERS),
-        "pair_spans": _pair_spans,
-    }
     sections = [_section(results, name) for name in names]
-    return environment.get_template("report.html.j2").render(
+    return page(
+        "report",
         title=names[0] if len(names) == 1 else f"{len(names)} sweeps",
         sections=sections,
         has_figures=any(section.epoch_figures or section.fraction_figures for section in sections),
-        style=asset("report.css"),
-        script=asset("report.js"),
-        plotly=Markup(get_plotlyjs()),
+        cells=cells,
+        dataset_name=dataset_name,
+        fraction_name=fraction_name,
+        metrics=(MAIN, *OTHERS),
+        pair_spans=_pair_spans,
     )
 
 
@@ -74,19 +58,6 @@ def _section(results: str, name: str) -> Section:
         fraction_figures=fraction_figures(groups, name),
         provenance=build_provenance(sweep),
     )
-
-
-def asset(name: str) -> Markup:
-    """A style sheet or script of the templates, as it is."""
-    return Markup(resources.files("analysis").joinpath("templates", name).read_text(encoding="utf-8"))
-
-
-def json_script(figure: Figure) -> Markup:
-    """The figure as JSON that cannot end the script element it stands in."""
-    text = str(figure.plot.to_json())
-    for char in "<>&\u2028\u2029":
-        text = text.replace(char, f"\\u{ord(char):04x}")
-    return Markup(text)
 
 
 def _pair_spans(table: Table) -> list[tuple[str, int]]:

@@ -3,13 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
-
-from analysis.figures import Figure
-from analysis.html import asset, json_script
 from analysis.names import images_name
+from analysis.page import page
 from analysis.render.cells import pair
 from analysis.search import HEADINGS, Searched, ShownStudy, accuracy, caption, counts, lines, told
 from analysis.search_curves import EXPLANATION, best_of_n
@@ -29,23 +24,12 @@ class Section:
 
 def render(found: Sequence[Searched]) -> str:
     """The page of these sweeps' searches."""
-    environment = Environment(
-        loader=PackageLoader("analysis"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters["json_script"] = lambda plot: json_script(Figure(plot=plot, caption=""))
-    sections = [_section(searched) for searched in found]
-    return environment.get_template("search.html.j2").render(
+    return page(
+        "search",
         title=found[0].sweep if len(found) == 1 else f"{len(found)} sweeps",
-        sections=sections,
+        sections=[_section(searched) for searched in found],
         headings=HEADINGS,
         explanation=EXPLANATION,
-        style=asset("report.css"),
-        script=asset("search.js"),
-        plotly=Markup(get_plotlyjs()),
     )
 
 
