@@ -39,10 +39,10 @@ STRATEGIES = (
     Strategy("random", "random"),
     Strategy("random + asha (grace 2, factor 3)", "random", _asha(2, 3)),
     Strategy("tpe", "tpe", until=0.5),
-    Strategy("tpe + asha (grace 2, factor 3)", "tpe", _asha(2, 3), until=0.2),
+    Strategy("tpe + asha (grace 2, factor 3)", "tpe", _asha(2, 3), until=0.3),
     Strategy("tpe + asha (grace 2, factor 4)", "tpe", _asha(2, 4), until=0.2),
     Strategy("tpe + asha (grace 1, factor 3)", "tpe", _asha(1, 3), until=0.2),
-    Strategy("gp", "gp", until=0.2),
+    Strategy("gp", "gp", until=0.3),
 )
 TIED = [each for each in STRATEGIES if each.name in ("random", "tpe", "tpe + asha (grace 2, factor 3)")]
 KNOWN = {"random": (1000, 50), "tpe": (1000, 50), "gp": (1000, 3), "gp, smaller": (100, 20)}  # points, suggestions
@@ -54,7 +54,7 @@ _SOURCES = [
 
 
 def measure() -> Iterable[Table]:
-    """All tables; they are also written to docs/search_measurements.md."""
+    """All tables; they are also written to docs/search.md."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the simulations' processes
     grid, about = search_grid.load(), machine.facts()
     folder = CACHE / _state(grid)
