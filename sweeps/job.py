@@ -1,6 +1,6 @@
 """What a sweep still has to do: its plan minus what the store has."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -156,13 +156,12 @@ def tidy(store: Store) -> None:
             store.delete(folder, f"{key}.{suffix}")
 
 
-def missing(spec: Spec, text: str, plan: Plan, retry_failed: bool, found: list[Search] | None = None) -> Missing:
+def missing(spec: Spec, text: str, plan: Plan, retry_failed: bool, found: Sequence[Search] = ()) -> Missing:
     """Subtract what the store has from the plan. With `retry_failed`, failed and diverged trials count as missing.
 
     found: the searches of the plan, if it has any.
     """
     own, teachers = Store(spec.run.results, spec.sweep.name), Store(spec.run.results, TEACHERS)
-    searches = found or []
     ended, ended_teachers = _ended(own, plan.trials, retry_failed), _ended(teachers, plan.teachers, retry_failed)
     # A network whose weights are gone is trained again where others need it. Where a student is the same trial as a
     # teacher, the teacher's weights count: its own may come later.
@@ -180,9 +179,8 @@ def missing(spec: Spec, text: str, plan: Plan, retry_failed: bool, found: list[S
     make = maker(spec, text, probed)
     failed = {key: _described(plan, key) for key, status in statuses.items() if status != Status.COMPLETED}
     failed = {} if spec.run.replay else failed
-    # A study whose teacher failed asks for nothing.
-    dead = [search for search in searches if search.study.requirements & failed.keys() and search.trials_left]
-    alive = [search for search in searches if search not in dead]
+    dead = _without_teacher(found, failed, make)
+    alive = [search for search in found if search.study.id not in dead]
     needed = [*todo.values(), *(trial for search in alive for trial in search.examples)]
     absent = [] if spec.run.replay else _absent(needed, plan, over)
     jobs = [make("teacher", plan.teachers[key]) for key in absent]
@@ -190,20 +188,26 @@ def missing(spec: Spec, text: str, plan: Plan, retry_failed: bool, found: list[S
     jobs += [make("probe", trial) for trial in todo.values() if trial.probe is not None]
     blocked = blocked_by(failed, jobs)
     out = {other.job.id for other in blocked}
-    for search in dead:
-        by = failed[min(search.study.requirements & failed.keys())]
-        blocked.append(Blocked(make("student", search.study.example), by, search.trials_left))
     return Missing(
         jobs=[other for other in jobs if other.id not in out],
         published=[teacher for teacher in plan.published.values() if teacher not in measured],
         trained=trained,
-        blocked=blocked,
-        done=len(plan.trials.keys() - todo.keys()) + sum(search.done for search in searches),
+        blocked=[*blocked, *dead.values()],
+        done=len(plan.trials.keys() - todo.keys()) + sum(search.done for search in found),
         searches=alive,
         maker=make,
         retry_failed=retry_failed,
         replays=spec.run.replay is not None,
     )
+
+
+def _without_teacher(found: Iterable[Search], failed: Mapping[str, str], make: Maker) -> dict[str, Blocked]:
+    """What is given up of studies that ask for nothing, because their teacher failed, by study."""
+    return {
+        search.study.id: Blocked(make("student", search.study.example), failed[min(lost)], search.trials_left)
+        for search in found
+        if search.trials_left and (lost := search.study.requirements & failed.keys())
+    }
 
 
 def _ended(store: Store, planned: Iterable[str], retry_failed: bool) -> dict[str, str]:
