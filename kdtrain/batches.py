@@ -12,11 +12,12 @@ from kdtrain.draws import TURNED, Stream, permutation, same_class
 from kdtrain.methods.base import Batch
 
 EVAL_BATCH = 500  # images, of 64 x 64 at most; of larger ones as many as have so many pixels
+TEACHER_BATCH = 125  # the same of a teacher, whose maps may be many times as large
 
 
-def eval_chunks(indices: Tensor, image_size: int) -> tuple[Tensor, ...]:
+def eval_chunks(indices: Tensor, image_size: int, most: int = EVAL_BATCH) -> tuple[Tensor, ...]:
     """`indices` in batches for evaluation, large but not beyond the memory that large images need."""
-    return indices.split(max(1, min(EVAL_BATCH, EVAL_BATCH * 64**2 // image_size**2))) if len(indices) else ()
+    return indices.split(max(1, min(most, most * 64**2 // image_size**2))) if len(indices) else ()
 
 
 class Batches:
@@ -62,6 +63,13 @@ class Batches:
             if self.rotated:
                 images = torch.cat(shown).contiguous(memory_format=torch.channels_last)
             yield Batch(images, source.labels[indices], indices, epoch), partner
+
+    def in_order(self, number: int) -> Iterator[Tensor]:
+        """The training images in ascending order, as views of an epoch, in batches that suit a teacher."""
+        chunks = eval_chunks(self.train, self.images.info.image_size, TEACHER_BATCH)
+        looks = [[Look(indices, Stream.VIEWS)] for indices in chunks]
+        for (images,) in self.images.train.look(self.trial.views, number, looks, self.trial.train.augment):
+            yield images
 
     def plain(self, split: str) -> Iterator[Batch]:
         """The images of "train", "val" or "test", not augmented, in large batches."""

@@ -23,7 +23,7 @@ def trial_id(trial: TrialConfig) -> str:
     """
     config = trial.model_dump(mode="json", exclude_none=True)
     config["view_seed"] = trial.views
-    config["data"] = _images(trial.data)
+    config["data"] = images_of(trial.data)
     if trial.probe is not None:
         del config["probe"]["dataset"]  # which follows from the source
     config["train"] |= {"lr_milestones": trial.train.milestones, "nesterov": nesterov(trial)}
@@ -35,7 +35,7 @@ def trial_id(trial: TrialConfig) -> str:
     return digest(config)
 
 
-def _images(config: DataConfig) -> dict[str, Any]:
+def images_of(config: DataConfig) -> dict[str, Any]:
     """What determines the images: of a folder not where it lies, of another set not what it has anyway."""
     given = config.model_dump(mode="json", exclude_none=True)
     if config.folder is not None:
@@ -104,8 +104,9 @@ def network_for(name: str, info: Info) -> tuple[Model, Outputs]:
 
 def _check_maps(trial: TrialConfig, *shapes: Outputs | None) -> None:
     """Raise ConfigError if the method looks at maps of a network that shows none."""
-    looks = methods.needs(trial.method) & {"stages", "preact"}
-    for name, outputs in zip((trial.student, trial.teacher and trial.teacher.model), shapes, strict=True):
+    of_student, of_teacher = methods.maps(trial.method), methods.needs(trial.method) - {"logits", "pooled"}
+    networks = (trial.student, of_student), (trial.teacher and trial.teacher.model, of_teacher)
+    for (name, looks), outputs in zip(networks, shapes, strict=True):
         if looks and outputs is not None and not outputs.stages:
             raise ConfigError(
                 f"method {trial.method.name!r} looks at feature maps, and {name} shows only logits and pooled features."

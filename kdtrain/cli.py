@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from kdtrain import catalogue, data, teachers
+from kdtrain import catalogue, data, teacher_check
 from kdtrain.build import trial_id
 from kdtrain.checkpoint import write_file
 from kdtrain.config import ConfigError, TeacherRef, TrialConfig, Where
@@ -164,13 +164,13 @@ def _measured(ref: TeacherRef, table: TeacherTable, trial: TrialConfig, where: W
     """The accuracy of one teacher; `known` is where it is kept."""
     found = json.loads(known.read_text()) if known.exists() else {}
     if (found.get("trial_id"), found.get("id")) != (trial_id(trial), ref.id):
-        top1 = teachers.evaluate(ref, trial.data, table.weights, where).top1
+        top1 = teacher_check.evaluate(ref, trial.data, table.weights, where).top1
         found = {"trial_id": trial_id(trial), "model": ref.model, "id": ref.id, "test_top1": top1}
         typer.echo(f"teacher {ref.model}: {top1:.2f} % on the test images", err=True)
         write_file(json.dumps(found).encode(), known)
     if table.expect_top1 is not None:
         what = f"teacher {ref.model} ({table.weights}) on {data.title(trial.data.dataset)}"
-        teachers.expect(found["test_top1"], table.expect_top1, table.within, what)
+        teacher_check.expect(found["test_top1"], table.expect_top1, table.within, what)
     return float(found["test_top1"])
 
 

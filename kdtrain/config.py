@@ -127,7 +127,11 @@ class Where(Frozen):
 
     data_root: str = "data"
     download: bool = False
-    cache: str | None = None  # folder of prepared images, shared by all processes of a machine; None: in data_root
+    # Folder of prepared images and of teacher outputs, shared by all processes of a machine; None: in data_root.
+    cache: str | None = None
+    cache_gb: float = Field(20, ge=0)  # of the teacher outputs in it
+    # What is stored of a teacher's outputs: all that trials look at that share them. Empty: nothing is shared.
+    shared: tuple[str, ...] = ()
     skip_corrupt: bool = False  # leave out images that cannot be read, instead of refusing them
     teacher_weights: str | None = None  # file of the teacher's weights
     assistant_weights: tuple[str, ...] = ()  # of the assistants, in their order

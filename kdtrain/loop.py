@@ -1,7 +1,7 @@
 """The training loop: one trial, epoch by epoch, repeatable and resumable."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import asdict
 from typing import Any
 
@@ -14,9 +14,11 @@ from kdtrain.batches import Batches
 from kdtrain.build import nesterov, networks, trial_id
 from kdtrain.config import ConfigError, Recipe, TeacherRef, TrialConfig, Where
 from kdtrain.device import device_of
+from kdtrain.forward import forward
 from kdtrain.methods.base import Batch, Pretraining, first_rows
 from kdtrain.models.outputs import Model, Outputs
 from kdtrain.record import DivergedError, EpochRecord, TrialResult
+from kdtrain.teachers import Teachers
 
 CHECK_STEPS = 100  # steps between two looks at the loss for NaN and Inf; each look waits for the device
 
@@ -44,11 +46,12 @@ class Training:
         images = data.load(trial.data, where, self.device)
         self.batches = Batches(images, trial)
         setting, self.method = networks(trial, self.device, self._loader(where))
-        self.student, self.teacher, self.assistants = setting.student, setting.teacher, setting.assistants
-        for model in (self.student, self.teacher, *self.assistants):
+        self.student, self.teacher = setting.student, setting.teacher
+        for model in (self.student, self.teacher, *setting.assistants):
             if model is not None:
                 model.to(memory_format=torch.channels_last)
-        self.maps = methods.needs(trial.method) & {"stages", "preact"}
+        self.maps = methods.maps(trial.method)
+        self.teachers = Teachers(trial, setting, self.method, self.batches, where)
         self.method.allocate(self.batches.train, self.batches.train_labels.to(self.device))
         self.pretraining = self.method.pretraining()
         self.total_epochs = self.recipe.epochs + (self.pretraining.epochs if self.pretraining else 0)
@@ -84,16 +87,21 @@ class Training:
         self._set_lr(lr)
         # Whatever a method draws depends on (seed, epoch) only, so a resumed run draws the same.
         torch.manual_seed(int(np.random.SeedSequence([self.trial.seed, number]).generate_state(1, np.uint64)[0]))
-        terms, train_acc = self._train_epoch(epoch, number)
+        try:
+            terms, train_acc = self._train_epoch(epoch, number)
+        finally:
+            self.teachers.end()
         val_acc = test_acc = None
         if stage is None:
             val_acc = metrics.top1(*self.predictions("val")) if len(self.batches.val) else None
             if val_acc is None or epoch == self.recipe.epochs:
                 self.last = self.predictions("test")
                 test_acc = metrics.top1(*self.last)
+        computing, sharing = self.teachers.seconds if self._looks_at_teacher(stage) else (0.0, 0.0)
         record = EpochRecord(
             stage="train" if stage is None else "pretrain", epoch=epoch, lr=lr, terms=terms, train_acc=train_acc,
             val_acc=val_acc, test_acc=test_acc, seconds=time.perf_counter() - start,
+            teacher_seconds=computing, shared_seconds=sharing,
         )  # fmt: skip
         self.records.append(record)
         if stage is not None and self.stage is None:
@@ -116,6 +124,9 @@ class Training:
             val_acc=self.records[-1].val_acc, best_epoch=accs.index(best) + 1, best_acc=best, best_split=split,
             n_train=len(self.batches.train), student_params=sum(p.numel() for p in self.student.parameters()),
             train_seconds=sum(record.seconds for record in self.records),
+            teacher_seconds=sum(record.teacher_seconds for record in self.records),
+            shared_seconds=sum(record.shared_seconds for record in self.records),
+            teacher_epochs=sum(record.teacher_seconds > 0 for record in self.records),
         )  # fmt: skip
 
     def predictions(self, split: str) -> tuple[Tensor, Tensor]:
@@ -125,7 +136,7 @@ class Training:
         logits, labels = [], []
         with torch.inference_mode():
             for batch in self.batches.plain(split):
-                logits.append(self.method.predict(self._forward(self.student, batch.images, frozenset())))
+                logits.append(self.method.predict(self._student(batch.images, frozenset())))
                 labels.append(batch.labels)
         return torch.cat(logits), torch.cat(labels)
 
@@ -188,6 +199,8 @@ class Training:
 
     def _train_epoch(self, epoch: int, number: int) -> tuple[dict[str, float], float | None]:
         self._set_modes()
+        if self._looks_at_teacher(self.stage):
+            self.teachers.begin(number)
         if self.stage is None:
             self.method.start_epoch(epoch)
         n, totals = 0, dict[str, Tensor]()
@@ -229,14 +242,15 @@ class Training:
     def _step(self, batch: Batch, partner: Tensor | None) -> tuple[dict[str, Tensor], Tensor | int]:
         """One optimizer step; the detached terms and the number of images predicted right."""
         student, stage = None, self.stage
-        teacher = self._teach(batch.images)
+        teacher, assistants = self.teachers.of(batch) if self._looks_at_teacher(stage) else (None, ())
         if stage is None or stage.student:
-            student = self._forward(self.student, batch.images, self.maps)
+            student = self._student(batch.images, self.maps)
         if stage is not None:
             terms = self.method.pretrain_loss(batch, student, teacher)
         else:
             assert student is not None
-            terms = self.method.loss(self._with_others(batch, partner), student, teacher)
+            batch = batch._replace(assistants=assistants, partner=self._of_partner(partner))
+            terms = self.method.loss(batch, student, teacher)
         self.optimizer.zero_grad(set_to_none=True)
         torch.stack(list(terms.values())).sum().backward()
         self.optimizer.step()
@@ -247,30 +261,16 @@ class Training:
                 right = (self.method.predict(upright).argmax(1) == batch.labels).sum()
         return {name: term.detach() for name, term in terms.items()}, right
 
-    def _with_others(self, batch: Batch, partner: Tensor | None) -> Batch:
-        """The batch with the outputs of the assistants, and the student's for the partners, without gradient."""
-        with torch.no_grad():
-            assistants = tuple(self._forward(model, batch.images, frozenset()) for model in self.assistants)
-            outputs = None if partner is None else self._forward(self.student, partner, frozenset())
-        return batch._replace(assistants=assistants, partner=outputs)
+    def _looks_at_teacher(self, stage: Pretraining | None) -> bool:
+        return self.teacher is not None and (stage is not None or self.method.teacher_in_loss)
 
-    def _teach(self, images: Tensor) -> Outputs | None:
-        if self.teacher is None or (self.stage is None and not self.method.teacher_in_loss):
-            return None
+    def _of_partner(self, images: Tensor | None) -> Outputs | None:
+        """The student's outputs for the partners, without gradient."""
         with torch.no_grad():
-            return self._forward(self.teacher, images, self.maps)
+            return None if images is None else self._student(images, frozenset())
 
-    def _forward(self, model: Model, images: Tensor, maps: frozenset[str]) -> Outputs:
-        """Outputs in float32, computed in the trial's precision; of the maps those that `maps` names."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
-            outputs: Outputs = model(images)
-        pooled = outputs.pooled.float()
-        # The head in float32: losses compare logits, and logits rounded to bfloat16 tie.
-        logits = outputs.logits if outputs.logits.dtype == torch.float32 else model.head(pooled)
-        stages = tuple(stage.float() for stage in outputs.stages) if "stages" in maps else ()
-        preact = tuple(stage.float() for stage in outputs.preact) if "preact" in maps else ()
-        stem = outputs.stem.float() if "stages" in maps else outputs.stem[:0]
-        return Outputs(logits, pooled, stem, stages, preact)
+    def _student(self, images: Tensor, maps: Set[str]) -> Outputs:
+        return forward(self.student, images, maps, self.recipe.precision)
 
     @staticmethod
     def _check_finite(totals: dict[str, Tensor], epoch: int) -> None:
@@ -287,4 +287,4 @@ class _Plain:
 
     def __iter__(self) -> Iterator[tuple[Batch, Outputs | None]]:
         for batch in self.training.batches.plain("train"):
-            yield batch, self.training._teach(batch.images)
+            yield batch, self.training.teachers.live(batch)

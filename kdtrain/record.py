@@ -15,6 +15,8 @@ class EpochRecord:
     val_acc: float | None  # held-out training images; None without val_size
     test_acc: float | None  # None while there is a validation split, except at the last epoch
     seconds: float  # training and evaluation
+    teacher_seconds: float = 0.0  # of these: computing a teacher's outputs for all images of the epoch at once
+    shared_seconds: float = 0.0  # and waiting for, reading and writing the files in which trials share them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,10 @@ class TrialResult:
     best_split: str  # "val" or "test"
     n_train: int
     student_params: int
-    train_seconds: float  # sum over epochs, also of "pretrain" and those before a resume
+    train_seconds: float  # sum over epochs, also of "pretrain" and those before a resume; so are the next two
+    teacher_seconds: float = 0.0
+    shared_seconds: float = 0.0
+    teacher_epochs: int = 0  # how many epochs the teacher's outputs were computed for at once
 
 
 class DivergedError(RuntimeError):

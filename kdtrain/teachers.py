@@ -1,37 +1,87 @@
-"""How good a teacher is, before anything is learned from it."""
+"""What the steps of a trial see of its teachers: outputs of the epoch, computed at once and perhaps shared, or live."""
+
+from collections.abc import Iterable, Set
 
 import torch
+from torch import Tensor
 
-from kdtrain import checkpoint, data, metrics, models
-from kdtrain.batches import eval_chunks
-from kdtrain.config import ConfigError, DataConfig, TeacherRef, Where
-from kdtrain.device import device_of
+from kdtrain import methods
+from kdtrain.batches import Batches
+from kdtrain.config import TrialConfig, Where
+from kdtrain.epoch_outputs import EpochOutputs, rounded, shared_in
+from kdtrain.forward import forward
+from kdtrain.methods.base import MAPS, Batch, Method, Setting
+from kdtrain.models.outputs import Model, Outputs
 
-ROUNDING = 1e-6  # percent: 72.44 is within 0.1 of 72.34, though not in binary
 
+class Teachers:
+    """The teacher of a trial and its assistants.
 
-def evaluate(ref: TeacherRef, config: DataConfig, path: str, where: Where) -> metrics.Metrics:
-    """The metrics on the test images of a data set of the teacher whose weights are in the file `path`.
-
-    ConfigError if the file is missing or damaged, does not fit or has another id than `ref`.
+    Where a method looks at a few numbers an image that no step changes, they are computed for all images of an epoch
+    before its first step: it costs less in large batches, and trials may share them if `where` says so. Else the
+    teacher is asked in each step.
     """
-    device = device_of(where)
-    torch.set_num_threads(where.cpus)
-    info = data.info_of(config)
-    with torch.random.fork_rng(devices=[]):
-        model = models.build(ref.model, info.num_classes, info.in_channels)
-    checkpoint.load_teacher(model, path, ref.id, ref.model)
-    model.eval().to(device).to(memory_format=torch.channels_last)
-    test = data.load(config, where, device).test
-    places = eval_chunks(torch.arange(len(test.labels), device=device), info.image_size)
-    with torch.inference_mode():
-        logits = torch.cat([model(images).logits for images in test.plain(places)])
-    if not torch.isfinite(logits).all():
-        raise ConfigError(f"the teacher {ref.model} must give finite logits, but {path} gives NaN or infinite ones.")
-    return metrics.evaluate(logits, test.labels)
 
+    def __init__(self, trial: TrialConfig, setting: Setting, method: Method, batches: Batches, where: Where) -> None:
+        self.trial, self.method = trial, method
+        self.teacher, self.assistants = setting.teacher, setting.assistants
+        self.frozen = methods.cacheable(trial.method)
+        self.at_once = self._at_once(batches, where) if self.frozen and batches.images.info.in_memory else []
 
-def expect(top1: float, wanted: float, within: float, what: str) -> None:
-    """Raise ConfigError unless |top1 - wanted| <= within, all in percent. `what` names teacher and data set."""
-    if not abs(top1 - wanted) <= within + ROUNDING:
-        raise ConfigError(f"{what} must have a top-1 of {wanted:g} ± {within:g}, but has {top1:g} in float32.")
+    @property
+    def problem(self) -> str | None:
+        """Why outputs could not be shared with other trials, though they were to be."""
+        problems = (outputs.files.problem for outputs in self.at_once if outputs.files)
+        return next((problem for problem in problems if problem), None)
+
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """Of the last `begin`: those spent on computing outputs, and those on files of shared ones."""
+        return sum(outputs.computing for outputs in self.at_once), sum(outputs.sharing for outputs in self.at_once)
+
+    def begin(self, number: int) -> None:
+        """Have what can be computed at once for the views of an epoch. `number`: see `Batches.epoch`."""
+        for outputs in self.at_once:
+            outputs.begin(number)
+
+    def end(self) -> None:
+        """Let go of it."""
+        for outputs in self.at_once:
+            outputs.end()
+
+    def of(self, batch: Batch) -> tuple[Outputs | None, tuple[Outputs, ...]]:
+        """The outputs of the teacher, if there is one, and of the assistants, for a batch of the epoch begun."""
+        if self.at_once:
+            teacher, *assistants = (outputs.of(batch.indices) for outputs in self.at_once)
+            return teacher, tuple(assistants)
+        return self.live(batch), tuple(self._ask(model, batch.images, frozenset()) for model in self.assistants)
+
+    def live(self, batch: Batch) -> Outputs | None:
+        """The teacher's outputs for any batch, computed now."""
+        if self.teacher is None:
+            return None
+        digests = self.method.digests()
+        maps = MAPS if digests else methods.needs(self.trial.method) & MAPS
+        return self._ask(self.teacher, batch.images, maps, digests)
+
+    def _ask(self, model: Model, images: Tensor, maps: Set[str], digests: Iterable[str] = ()) -> Outputs:
+        """Rounded where other trials may read the same from a file."""
+        with torch.no_grad():
+            outputs = forward(model, images, maps, self.trial.train.precision)
+            outputs = methods.digested(digests, outputs)
+            return rounded(outputs) if self.frozen else outputs
+
+    def _at_once(self, batches: Batches, where: Where) -> list[EpochOutputs]:
+        """For the teacher, then for each assistant, of which the logits are seen."""
+        if self.teacher is None or self.trial.teacher is None:
+            return []
+        names = {*(methods.needs(self.trial.method) - {"digest"}), *self.method.digests()}
+        networks = [(self.teacher, self.trial.teacher, names, where.shared)]
+        for model, ref in zip(self.assistants, self.trial.assistants or (), strict=True):
+            networks.append((model, ref, {"logits"}, ()))
+        return [
+            EpochOutputs(
+                model, batches, names, shared_in(self.trial, ref, where, batches.device) if where.shared else None, also
+            )
+            for model, ref, names, also in networks
+        ]

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kdtrain import teachers, weights
+from kdtrain import teacher_check, weights
 from kdtrain.checkpoint import pack_weights
 from kdtrain.config import ConfigError, DataConfig, Frozen, TeacherRef, Where
 from kdtrain.data import info_of
@@ -65,7 +65,7 @@ def bring(teacher: Published, own: Store, taught: Store, where: Where, source: M
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "teacher.safetensors"
         file.write_bytes(packed)
-        measured: Metrics = teachers.evaluate(ref, teacher.data, str(file), where)
+        measured: Metrics = teacher_check.evaluate(ref, teacher.data, str(file), where)
     _expect(teacher, measured.top1)
     row: dict[str, Any] = {
         **rows.published(ref, teacher.source, teacher.data),
@@ -97,4 +97,4 @@ def _expect(teacher: Published, top1: float) -> None:
     if teacher.expect_top1 is not None:
         key = f"teacher.weights.{teacher.ref.model}.expect_top1"
         what = f"{key}: teacher {teacher.ref.model} ({teacher.source}) on {teacher.data.dataset}"
-        teachers.expect(top1, teacher.expect_top1, teacher.within, what)
+        teacher_check.expect(top1, teacher.expect_top1, teacher.within, what)

@@ -19,7 +19,7 @@ class Status(StrEnum):
     FAILED = "failed"
 
 
-VERSION = "4"
+VERSION = "5"
 PUBLISHED = "published"  # stands for the method of a teacher whose weights were trained elsewhere
 SEARCHED = "*"  # the student of a pair whose student is searched
 FAMILY = "family"  # the dimension that says a searched student's family; `resnet.depth` and `resnet.width` are resnet's
@@ -110,6 +110,9 @@ METRICS = [  # null unless completed; val_acc and train_seconds also of a stoppe
     _field("n_train", pa.int64(), null=True),
     _field("student_params", pa.int64(), null=True),
     _field("train_seconds", pa.float64(), null=True),
+    _field("teacher_seconds", pa.float64(), null=True),  # of these: on outputs of teachers for whole epochs
+    _field("shared_seconds", pa.float64(), null=True),  # and on the files in which trials share them
+    _field("teacher_epochs", pa.int64(), null=True),  # how many epochs the teacher's outputs were computed for
 ]
 PROVENANCE = [
     _field("sweep", pa.string()),
@@ -138,6 +141,8 @@ EPOCHS = pa.schema(
         _field("val_acc", pa.float64(), null=True),
         _field("test_acc", pa.float64(), null=True),
         _field("seconds", pa.float64()),
+        _field("teacher_seconds", pa.float64(), null=True),  # of these, as in TRIALS
+        _field("shared_seconds", pa.float64(), null=True),
     ],
     metadata=_METADATA,
 )

@@ -79,6 +79,7 @@ DATASETS: dict[str, Info] = {
         in_channels=3,
         image_size=224,
         train_images=1_281_167,
+        in_memory=False,
         mean=(0.485, 0.456, 0.406),  # as torchvision's trained networks expect
         std=(0.229, 0.224, 0.225),
         open=imagenet.open_,

@@ -51,6 +51,7 @@ class Info:
     in_channels: int
     image_size: int  # rows and columns of the images that networks see
     train_images: int | None = None  # None: known only when it is opened
+    in_memory: bool = True  # whether it costs little to look at an image twice
     mean: tuple[float, ...]
     std: tuple[float, ...]
     # ConfigError if the files are missing, damaged or cannot be fetched. The Info is that of the trial: its image_size,

@@ -1,6 +1,6 @@
 """The methods by name. `a+b` names two together; where b is a plug-in with the host a, it changes a's terms."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -9,7 +9,7 @@ from pydantic.fields import FieldInfo
 from kdtrain.config import ConfigError, MethodRef, parse, unknown
 from kdtrain.methods.ab import AB
 from kdtrain.methods.at import AT
-from kdtrain.methods.base import Method, Part, Plugin, Range, Setting, trains_teacher
+from kdtrain.methods.base import MAPS, Method, Part, Plugin, Range, Setting, trains_teacher
 from kdtrain.methods.cc import CC
 from kdtrain.methods.cid import CID
 from kdtrain.methods.composed import Composed
@@ -40,6 +40,7 @@ from kdtrain.methods.tf_kd import TFKD
 from kdtrain.methods.vanilla import Vanilla
 from kdtrain.methods.vid import VID
 from kdtrain.methods.wsld import WSLD
+from kdtrain.models.outputs import Outputs
 
 METHODS: dict[str, type[Method]] = {
     "vanilla": Vanilla,
@@ -195,6 +196,16 @@ def needs(ref: MethodRef) -> frozenset[str]:
     return frozenset().union(*(part.needs_with(config) for part, config in _methods(ref)))
 
 
+def digested(names: Iterable[str], teacher: Outputs) -> Outputs:
+    """The outputs of a teacher with the digests of these names, made of its maps."""
+    return teacher._replace(digests={name: METHODS[name.partition(":")[0]].digest(name, teacher) for name in names})
+
+
+def maps(ref: MethodRef) -> frozenset[str]:
+    """The maps of the student that a method looks at: "stages", "preact"."""
+    return frozenset().union(*(part.maps(config) for part, config in _methods(ref)))
+
+
 def assistants(ref: MethodRef) -> tuple[str, ...]:
     """The architectures of the assistant teachers of a method, the first the teacher's own pupil."""
     return tuple(dict.fromkeys(model for part, config in _methods(ref) for model in part.assistants(config)))
@@ -243,8 +254,16 @@ def rotated(ref: MethodRef) -> bool:
 
 def cacheable(ref: MethodRef) -> bool:
     """Whether all that a method looks at of its teacher is a few numbers an image that no step changes."""
-    changing = rotated(ref) or any(trains_teacher(config) for config in resolve(ref).values())
-    return needs(ref) <= {"logits", "pooled"} and not changing
+    return why_live(ref) is None
+
+
+def why_live(ref: MethodRef) -> str | None:
+    """Why a method must ask its teacher in every step, in a few words; None if it need not."""
+    if any(trains_teacher(config) for config in resolve(ref).values()):
+        return "the teacher is in train mode"
+    if rotated(ref):
+        return "images are turned"
+    return "it looks at whole maps" if needs(ref) & MAPS else None
 
 
 def nesterov(ref: MethodRef) -> bool:

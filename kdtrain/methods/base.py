@@ -10,6 +10,7 @@ from kdtrain.config import Frozen
 from kdtrain.models.outputs import Model, Outputs
 
 Groups = list[dict[str, Any]]
+MAPS = frozenset({"stages", "preact"})
 T = TypeVar("T")
 
 
@@ -100,6 +101,14 @@ class Part(nn.Module):
         """Whether the loss looks at the teacher; False for a method that does so in `pretraining` alone."""
         return False
 
+    def digests(self) -> tuple[str, ...]:
+        """All that the losses look at of the teacher's maps, where that is few numbers an image: names of `digest`.
+
+        `METHOD:...`, METHOD being the key of METHODS. Trials share the numbers of a name, so it says all that they
+        depend on beside the teacher and the images. For a method whose `needs` have "digest".
+        """
+        return ()
+
     def param_groups(self) -> Groups:
         """Optimizer groups of the own modules; by default one, with the student's settings.
 
@@ -133,7 +142,8 @@ class Method(Part, ABC):
     """One distillation method: its loss terms, its trainable modules (submodules) and its state (buffers)."""
 
     composed: ClassVar[Mapping[str, Any]] = {}  # defaults that differ when the method is added to another one
-    needs: ClassVar[frozenset[str]] = frozenset()  # teacher outputs: "logits", "pooled", "stages", "preact"
+    # Of the teacher: "logits", "pooled", whole maps ("stages", "preact"), or "digest" where `digests` are all it needs.
+    needs: ClassVar[frozenset[str]] = frozenset()
     nesterov: ClassVar[bool] = False  # what the method's authors used
     partners: ClassVar[bool] = False  # the student also sees another image of each label, see Batch
 
@@ -141,6 +151,16 @@ class Method(Part, ABC):
     def needs_with(cls, config: Any) -> frozenset[str]:
         """The teacher outputs needed with this Config; `needs` unless the method depends on it."""
         return cls.needs
+
+    @classmethod
+    def digest(cls, name: str, teacher: Outputs) -> Tensor:
+        """The numbers [B, ...] of one of the names of `digests`; never asked of methods that have none."""
+        raise NotImplementedError(f"{cls.__name__} has no digests.")
+
+    @classmethod
+    def maps(cls, config: Any) -> frozenset[str]:
+        """The maps of the student that the losses look at, "stages" (and the stem) and "preact"; by default `needs`."""
+        return cls.needs_with(config) & MAPS
 
     @classmethod
     def assistants(cls, config: Any) -> tuple[str, ...]:
@@ -216,7 +236,8 @@ def given(value: T | None) -> T:
 
 def first_rows(outputs: Outputs, n: int | None) -> Outputs:
     """The outputs of the first n images; of all for None."""
-    logits, pooled, stem, stages, preact = outputs
+    logits, pooled, stem, stages, preact, digests = outputs
     return Outputs(
-        logits[:n], pooled[:n], stem[:n], tuple(stage[:n] for stage in stages), tuple(stage[:n] for stage in preact)
-    )
+        logits[:n], pooled[:n], stem[:n], tuple(stage[:n] for stage in stages), tuple(stage[:n] for stage in preact),
+        {name: values[:n] for name, values in digests.items()},
+    )  # fmt: skip

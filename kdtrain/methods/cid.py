@@ -127,8 +127,13 @@ class CID(Method):
 
     @classmethod
     def needs_with(cls, config: Any) -> frozenset[str]:
-        """Also the maps if SR looks at them."""
-        return cls.needs | {"stages"} if config.sr and config.layers != "pooled" else cls.needs
+        """Also the means of the maps if SR looks at them."""
+        return cls.needs | {"digest"} if cls.maps(config) else cls.needs
+
+    @classmethod
+    def maps(cls, config: Any) -> frozenset[str]:
+        """The stages if SR looks at them."""
+        return frozenset({"stages"}) if config.sr and config.layers != "pooled" else frozenset()
 
     @classmethod
     def blind_epochs(cls, config: Any, epochs: int) -> int:
@@ -137,6 +142,15 @@ class CID(Method):
         Then the student's own classifier predicts, which the teacher trains in these epochs, too.
         """
         return _init_epochs(config, epochs) if config.inv else 0
+
+    def digests(self) -> tuple[str, ...]:
+        """The channels' means of the teacher's maps that SR looks at: `cid:STAGE`."""
+        return tuple(f"cid:{i}" for i in self.stages)
+
+    @classmethod
+    def digest(cls, name: str, teacher: Outputs) -> Tensor:
+        """The means [B, C] of a map."""
+        return teacher.stages[int(name.partition(":")[2])].mean((2, 3))
 
     def param_groups(self) -> Groups:
         """The context classifier with the student's settings, R without weight decay."""
@@ -150,7 +164,7 @@ class CID(Method):
     def prepare(self, batches: Iterable[tuple[Batch, Outputs | None]]) -> None:
         """Measure the mean ||v_t||^2 if the plain squared error needs it."""
         if self.config.sr and self.config.sr_loss == "mse":
-            squares = [torch.stack([v.square().sum(1) for v in self._compared(given(t))]) for _, t in batches]
+            squares = [torch.stack([v.square().sum(1) for v in self._taught(given(t))]) for _, t in batches]
             self.mean_squares.copy_(torch.cat(squares, dim=1).mean(1))
 
     def start_epoch(self, epoch: int) -> None:
@@ -198,10 +212,16 @@ class CID(Method):
         """The vectors that SR compares, [B, D] of each layer; none without `sr`."""
         if not self.config.sr:
             return []
-        return [outputs.stages[i].mean((2, 3)) for i in self.stages] or [outputs.pooled]
+        return [self.digest(name, outputs) for name in self.digests()] or [outputs.pooled]
+
+    def _taught(self, teacher: Outputs) -> list[Tensor]:
+        """The same of the teacher, of whose maps the means alone are known."""
+        if not self.config.sr:
+            return []
+        return [teacher.digests[name] for name in self.digests()] or [teacher.pooled]
 
     def _sample_representation(self, student: Outputs, teacher: Outputs) -> Tensor:
-        layers = zip(self.regressors, self._compared(student), self._compared(teacher), strict=True)
+        layers = zip(self.regressors, self._compared(student), self._taught(teacher), strict=True)
         pairs = [(regressor(v_s), v_t) for regressor, v_s, v_t in layers]
         if self.config.sr_loss == "nm_mse":
             return torch.stack([nm_mse(v_s, v_t) for v_s, v_t in pairs]).mean()

@@ -52,6 +52,10 @@ class Composed(Method):
         """Whether any part's loss looks at the teacher."""
         return any(part.teacher_in_loss for part in self.parts)
 
+    def digests(self) -> tuple[str, ...]:
+        """Those of all parts."""
+        return tuple(dict.fromkeys(name for part in self.parts for name in part.digests()))
+
     def param_groups(self) -> Groups:
         """The groups of all parts."""
         return [group for part in self.parts for group in part.param_groups()]

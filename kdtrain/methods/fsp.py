@@ -3,8 +3,8 @@
 This is RepDistiller's code, which produced the published CIFAR-100 rows.
 """
 
-from itertools import pairwise
-from typing import ClassVar
+from collections.abc import Iterable
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -26,13 +26,9 @@ def flow(bottom: Tensor, top: Tensor) -> Tensor:
     return top.flatten(2) @ bottom.flatten(2).mT / (top.shape[2] * top.shape[3])
 
 
-def fsp_loss(maps_s: tuple[Tensor, ...], maps_t: tuple[Tensor, ...]) -> Tensor:
-    """The sum over consecutive maps of the mean squared difference of their FSP matrices.
-
-    maps_s, maps_t: [B, C_i, H_i, W_i] each, two at least, shallow to deep, of equal C_i. Returns a scalar.
-    """
-    flows = ([flow(*pair) for pair in pairwise(maps)] for maps in (maps_s, maps_t))
-    return torch.stack([F.mse_loss(g_s, g_t) for g_s, g_t in zip(*flows, strict=True)]).sum()
+def fsp_loss(flows_s: Iterable[Tensor], flows_t: Iterable[Tensor]) -> Tensor:
+    """The sum over the layers of the mean squared difference of their FSP matrices, [B, C_i, D_i] of both networks."""
+    return torch.stack([F.mse_loss(g_s, g_t) for g_s, g_t in zip(flows_s, flows_t, strict=True)]).sum()
 
 
 class FSP(Method):
@@ -52,7 +48,7 @@ class FSP(Method):
         "A Gift from Knowledge Distillation: Fast Optimization, Network Minimization and Transfer Learning",
         "Yim et al.", "CVPR", 2017,
     )  # fmt: skip
-    needs = frozenset({"stages"})
+    needs = frozenset({"digest"})
     search_space: ClassVar[Space] = {"beta": Range(0.1, 10)}
 
     def __init__(self, config: Config, setting: Setting) -> None:
@@ -65,6 +61,22 @@ class FSP(Method):
             raise ConfigError(f"fsp needs equal channels of the stem and of every stage, but got {c_s} and {c_t}.")
         self.pretrain_epochs = part_of(config.pretrain_epochs, setting.epochs)
         self.trunk = [module for part in setting.student.trunk for module in part]
+        self.layers = len(c_s) - 1
+
+    @classmethod
+    def maps(cls, config: Any) -> frozenset[str]:
+        """The stages, and the stem."""
+        return frozenset({"stages"})
+
+    def digests(self) -> tuple[str, ...]:
+        """The teacher's FSP matrices: `fsp:LAYER`."""
+        return tuple(f"fsp:{i}" for i in range(self.layers))
+
+    @classmethod
+    def digest(cls, name: str, teacher: Outputs) -> Tensor:
+        """The FSP matrix [B, C, D] of two maps that follow one another."""
+        i = int(name.partition(":")[2])
+        return flow(*(teacher.stem, *teacher.stages)[i : i + 2])
 
     @property
     def teacher_in_loss(self) -> bool:
@@ -77,8 +89,9 @@ class FSP(Method):
 
     def pretrain_loss(self, batch: Batch, student: Outputs | None, teacher: Outputs | None) -> dict[str, Tensor]:
         """{fsp}."""
-        maps_s, maps_t = ((outputs.stem, *outputs.stages) for outputs in (given(student), given(teacher)))
-        return {"fsp": self.config.beta * fsp_loss(maps_s, maps_t)}
+        flows_s = [self.digest(name, given(student)) for name in self.digests()]
+        flows_t = [given(teacher).digests[name] for name in self.digests()]
+        return {"fsp": self.config.beta * fsp_loss(flows_s, flows_t)}
 
     def loss(self, batch: Batch, student: Outputs, teacher: Outputs | None) -> dict[str, Tensor]:
         """{ce}."""

@@ -10,12 +10,13 @@ def adapted(f_s: Tensor, f_t: Tensor) -> tuple[Tensor, Tensor]:
     f_s: [B, C_s, H_s, W_s], f_t: [B, C_t, H_t, W_t]; maps of one height are returned as they are, whatever their
     widths.
     """
-    h_s, h_t = f_s.shape[2], f_t.shape[2]
-    if h_s > h_t:
-        return F.adaptive_avg_pool2d(f_s, h_t), f_t
-    if h_t > h_s:
-        return f_s, F.adaptive_avg_pool2d(f_t, h_s)
-    return f_s, f_t
+    height = min(f_s.shape[2], f_t.shape[2])
+    return lowered(f_s, height), lowered(f_t, height)
+
+
+def lowered(f: Tensor, height: int) -> Tensor:
+    """A map [B, C, H, W] averaged down to a square of that height (adaptive pooling) if it is higher."""
+    return F.adaptive_avg_pool2d(f, height) if f.shape[2] > height else f
 
 
 class Norm(nn.BatchNorm2d):

@@ -6,7 +6,7 @@ What the connected features are compared with is the same in both: the teacher's
 """
 
 import math
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch.nn.functional as F
 from pydantic import Field
@@ -71,9 +71,9 @@ class SRRL(Method):
         self.classifier = [teacher.head]  # in a list: a reference, not a submodule
 
     @classmethod
-    def needs_with(cls, config: Config) -> frozenset[str]:
-        """The logits and the pooled vector; for a connected map also the stages."""
-        return cls.needs | {"stages"} if config.on == "map" else cls.needs
+    def maps(cls, config: Any) -> frozenset[str]:
+        """The stages where the last map is connected."""
+        return frozenset({"stages"}) if config.on == "map" else frozenset()
 
     def loss(self, batch: Batch, student: Outputs, teacher: Outputs | None) -> dict[str, Tensor]:
         """{ce, srrl_fm, srrl_sr}."""

@@ -1,6 +1,8 @@
 """What every model returns, and the base that all models share."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ class Outputs(NamedTuple):
     stem: Tensor  # [B, C0, H0, W0]
     stages: tuple[Tensor, ...]  # [B, C, H, W] each, shallow to deep
     preact: tuple[Tensor, ...]  # of each stage before its last ReLU: of its shape, what `preact_norms` give or end in
+    digests: Mapping[str, Tensor] = MappingProxyType({})  # of a teacher: [B, ...] each, see `Part.digests`
 
 
 class Model(nn.Module, ABC):

@@ -93,6 +93,12 @@ class Toy:
         logits, pooled, stem = (empty if value is None else value for value in (logits, pooled, stem))
         return Outputs(logits, pooled, stem, tuple(stages), tuple(preact))
 
+    @classmethod
+    def taught(cls, method, *args, **kwargs):
+        """The outputs of a teacher as a method sees them: with its digests in place of maps."""
+        outputs = cls.outputs(*args, **kwargs)
+        return methods.digested(method.digests(), outputs)._replace(stem=outputs.stem[:0], stages=())
+
     @staticmethod
     def batch(labels, epoch=1):
         return Batch(torch.zeros(len(labels), 1, 1, 1), labels, torch.arange(len(labels)), epoch)

@@ -341,7 +341,8 @@ class TestTerms:
         method, fresh = (toy.method("cid", params, setting) for _ in range(2))
         method.start_epoch(1)
         student = toy.outputs(golden.zs, golden.vs + 1, stages=[golden.fs])
-        method.loss(toy.batch(golden.y, 1), student, toy.outputs(golden.zt, golden.vt, stages=[golden.ft]))
+        teacher = toy.taught(method, golden.zt, golden.vt, stages=[golden.ft])
+        method.loss(toy.batch(golden.y, 1), student, teacher)
         method.start_epoch(2)
         names = {"classifier.weight", "classifier.bias", "centres"} if params.get("inv", True) else set()
         assert set(method.predictor()) == names
@@ -438,6 +439,12 @@ class TestLayers:
         student = toy.outputs(golden.zs, golden.vs, [golden.fs, golden.ftb, golden.fs.flip(0)])
         return student, toy.outputs(golden.zt, golden.vt, [golden.ft, golden.ft.flip(1), golden.ftb])
 
+    def seen(self, toy, golden, method, rows=slice(None)):
+        """The student and, as the method sees it, the teacher."""
+        student, teacher = self.sides(toy, golden)
+        stages = [maps[rows] for maps in teacher.stages]
+        return student, toy.taught(method, teacher.logits[rows], teacher.pooled[rows], stages)
+
     def pairs(self, toy, golden, method, stages):
         """R(v_s) and v_t of these stages (1-based), the means taken one map at a time."""
         student, teacher = self.sides(toy, golden)
@@ -459,27 +466,26 @@ class TestLayers:
         assert [tuple(r.weight.shape) for r in method.regressors] == [
             {1: (6, 6), 2: (6, 12), 3: (12, 6)}[stage] for stage in stages
         ]
-        found = method.loss(toy.batch(golden.y), *self.sides(toy, golden))
+        found = method.loss(toy.batch(golden.y), *self.seen(toy, golden, method))
         errors = [slow_nm_mse(*pair) for pair in self.pairs(toy, golden, method, stages)]
         assert found["sr"].item() == pytest.approx(2 * slow.mean(errors))
         assert found["cr"].item() == pytest.approx(slow_class_relation(golden.vs, golden.vt, golden.y))  # as ever
 
     def test_squared_errors_are_divided_by_the_mean_square_of_their_layer(self, toy, golden, slow):
         method = self.method(toy, layers=[2, 3], sr_loss="mse", alpha=1.0)
-        _, teacher = self.sides(toy, golden)
-        parts = [toy.outputs(golden.zt[rows], golden.vt[rows], [m[rows] for m in teacher.stages]) for rows in PARTS]
+        parts = [self.seen(toy, golden, method, rows)[1] for rows in PARTS]
         method.prepare([(toy.batch(golden.y[rows], 0), part) for rows, part in zip(PARTS, parts, strict=True)])
         expected = []
         for v_s, v_t in self.pairs(toy, golden, method, [2, 3]):
             errors, squares = ([sum(x * x for x in row) for row in rows.tolist()] for rows in (v_s - v_t, v_t))
             expected.append(slow.mean(errors) / slow.mean(squares))
         assert expected[0] != pytest.approx(expected[1], rel=0.1)
-        found = method.loss(toy.batch(golden.y), *self.sides(toy, golden))["sr"]
+        found = method.loss(toy.batch(golden.y), *self.seen(toy, golden, method))["sr"]
         assert found.item() == pytest.approx(slow.mean(expected))
 
     def test_only_the_maps_chosen_are_reached(self, toy, golden):
         method = self.method(toy, layers=[3])
-        student, teacher = self.sides(toy, golden)
+        student, teacher = self.seen(toy, golden, method)
         leaves = [maps.clone().requires_grad_() for maps in (student.pooled, *student.stages)]
         student = student._replace(pooled=leaves[0], stages=tuple(leaves[1:]))
         term = method.loss(toy.batch(golden.y), student, teacher)["sr"]
@@ -493,17 +499,19 @@ class TestLayers:
         assert found[0] == found[1] != 0
 
     @pytest.mark.parametrize(
-        ("params", "maps"),
+        ("params", "compared"),
         [
-            ({}, set()),
-            ({"layers": "pooled"}, set()),
-            ({"layers": [2]}, {"stages"}),
-            ({"layers": "all"}, {"stages"}),
-            ({"layers": "all", "sr": False}, set()),
+            ({}, False),
+            ({"layers": "pooled"}, False),
+            ({"layers": [2]}, True),
+            ({"layers": "all"}, True),
+            ({"layers": "all", "sr": False}, False),
         ],
     )
-    def test_maps_are_needed_only_where_they_are_compared(self, params, maps):
-        assert methods.needs(MethodRef(name="cid", params=params)) == {"logits", "pooled"} | maps
+    def test_maps_are_needed_only_where_they_are_compared(self, params, compared):
+        ref = MethodRef(name="cid", params=params)
+        assert methods.needs(ref) == {"logits", "pooled", *(["digest"] if compared else [])}
+        assert methods.maps(ref) == ({"stages"} if compared else set())
 
     def test_without_sample_representation_any_layers_do(self, toy):
         assert len(self.method(toy, maps_t=MAPS_T[:1], layers="all", sr=False).regressors) == 0

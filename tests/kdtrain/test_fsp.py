@@ -1,9 +1,10 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 
-from kdtrain import build
+from kdtrain import build, methods
 from kdtrain.config import ConfigError, DataConfig, MethodRef, Recipe, TeacherRef, TrialConfig
 from kdtrain.methods.base import Batch
 from kdtrain.methods.fsp import flow, fsp_loss
@@ -49,10 +50,15 @@ def maps(shift, batch=3):
     return tuple(wave((batch, c, h, h), 0.31 + shift, 0.2 * i) for i, (c, h) in enumerate(sizes))
 
 
+def loss(maps_s, maps_t):
+    """The loss from the maps of both networks."""
+    return fsp_loss(*([flow(*pair) for pair in pairwise(maps)] for maps in (maps_s, maps_t)))
+
+
 def test_golden_value_of_one_pair(golden):
     maps_s = golden.fs, wave((8, 6, 2, 2), 0.29, 0.5).abs()
     maps_t = golden.ft, wave((8, 6, 2, 2), 0.43, 0.7).abs()
-    assert fsp_loss(maps_s, maps_t).item() == pytest.approx(0.054459175, rel=1e-7)
+    assert loss(maps_s, maps_t).item() == pytest.approx(0.054459175, rel=1e-7)
 
 
 def test_flow_by_hand():
@@ -73,23 +79,23 @@ def test_flow_averages_a_higher_top_down():
 @pytest.mark.parametrize("batch", [1, 3])
 def test_equals_slow_loops(batch):
     expected = slow_fsp(maps(0, batch), maps(0.4, batch))
-    assert fsp_loss(maps(0, batch), maps(0.4, batch)).item() == pytest.approx(expected, rel=1e-10)
+    assert loss(maps(0, batch), maps(0.4, batch)).item() == pytest.approx(expected, rel=1e-10)
 
 
 def test_maps_of_other_heights_than_the_teachers_are_compared_by_their_channels():
     maps_t = tuple(torch.nn.functional.interpolate(f, scale_factor=2) for f in maps(0.4))
-    torch.testing.assert_close(fsp_loss(maps(0), maps_t), fsp_loss(maps(0), maps(0.4)))
+    torch.testing.assert_close(loss(maps(0), maps_t), loss(maps(0), maps(0.4)))
 
 
 def test_zero_for_equal_maps():
-    assert fsp_loss(maps(0.1), maps(0.1)).item() == 0
+    assert loss(maps(0.1), maps(0.1)).item() == 0
 
 
 def test_where_things_are_does_not_matter():
     # Matrices are means over pixels, so maps of one height that move together have the same.
     order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
     moved = tuple(f.flatten(2)[:, :, order].view_as(f) for f in maps(0)[:2])
-    torch.testing.assert_close(fsp_loss(moved, maps(0.4)[:2]), fsp_loss(maps(0)[:2], maps(0.4)[:2]))
+    torch.testing.assert_close(loss(moved, maps(0.4)[:2]), loss(maps(0)[:2], maps(0.4)[:2]))
 
 
 def fsp(toy, stem_t=(2, 8), maps_t=((5, 8), (3, 4), (4, 2)), **params):
@@ -99,8 +105,9 @@ def fsp(toy, stem_t=(2, 8), maps_t=((5, 8), (3, 4), (4, 2)), **params):
 
 @pytest.mark.parametrize(("params", "beta"), [({}, 1.0), ({"beta": 2.5}, 2.5)])
 def test_first_stage_compares_stem_and_stages(toy, params, beta):
-    student, teacher = (toy.outputs(stem=f[0], stages=f[1:]) for f in (maps(0), maps(0.4)))
-    terms = fsp(toy, **params).pretrain_loss(toy.batch(torch.arange(3)), student, teacher)
+    method, (stem, *stages) = fsp(toy, **params), maps(0.4)
+    student = toy.outputs(stem=maps(0)[0], stages=maps(0)[1:])
+    terms = method.pretrain_loss(toy.batch(torch.arange(3)), student, toy.taught(method, stem=stem, stages=stages))
     expected = {"fsp": beta * slow_fsp(maps(0), maps(0.4))}
     assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected)
 
@@ -161,7 +168,7 @@ def test_gradients_of_the_first_stage_reach_stem_and_stages_only():
     setting, method = networks("resnet8", "resnet14")
     images = torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        taught = setting.teacher(images)
+        taught = methods.digested(method.digests(), setting.teacher(images))
     batch = Batch(images, torch.arange(2), torch.arange(2), 1)
     method.pretrain_loss(batch, setting.student(images), taught)["fsp"].backward()
     with_gradient = {key for key, parameter in setting.student.named_parameters() if parameter.grad is not None}

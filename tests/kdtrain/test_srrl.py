@@ -88,7 +88,8 @@ def test_a_student_that_connects_to_the_teachers_features_costs_nothing(toy):
 
 def test_the_pooled_vector_is_connected_by_default_and_needs_no_maps():
     assert methods.needs(MethodRef(name="srrl")) == {"logits", "pooled"}
-    assert methods.needs(MethodRef(name="srrl", params={"on": "map"})) == {"logits", "pooled", "stages"}
+    assert methods.needs(MethodRef(name="srrl", params={"on": "map"})) == {"logits", "pooled"}
+    assert methods.maps(MethodRef(name="srrl", params={"on": "map"})) == {"stages"}
 
 
 @pytest.mark.parametrize(("on", "c_s"), [("map", 6), ("pooled", 16)])

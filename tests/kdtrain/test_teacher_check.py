@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kdtrain import checkpoint, data, models, teachers
+from kdtrain import checkpoint, data, models, teacher_check
 from kdtrain.config import ConfigError, DataConfig, TeacherRef, Where
 from kdtrain.data.memory import Arrays, opener
 
@@ -67,7 +67,7 @@ class TestEvaluate:
         )  # fmt: skip
         monkeypatch.setitem(data.DATASETS, "fashion_mini", info)
         ref, path = save(judge_of_brightness())
-        found = teachers.evaluate(ref, MINI, path, Where())
+        found = teacher_check.evaluate(ref, MINI, path, Where())
         assert found.top1 == 75  # of 1200 images, in three batches, the last 300 are labelled wrong
         assert found.class_recall == (75, 75)
 
@@ -80,7 +80,7 @@ class TestEvaluate:
                 int(model(next(test.plain([places]))).logits.argmax(1).eq(test.labels[places]).sum())
                 for places in torch.arange(len(test.labels)).split(125)
             )
-        found = teachers.evaluate(ref, MINI, path, Where())
+        found = teacher_check.evaluate(ref, MINI, path, Where())
         assert len(test.labels) == 2000
         assert found.top1 == pytest.approx(right / 20)
 
@@ -89,7 +89,7 @@ class TestEvaluate:
         torch.manual_seed(3)
         expected = torch.rand(1)
         torch.manual_seed(3)
-        teachers.evaluate(ref, MINI, path, Where())
+        teacher_check.evaluate(ref, MINI, path, Where())
         assert torch.rand(1) == expected
 
     def test_of_another_network_is_refused_by_name(self, save):
@@ -98,26 +98,26 @@ class TestEvaluate:
         with pytest.raises(
             ConfigError, match=r"must be of resnet14 with 10 classes, but got .* It fits resnet8 with 10"
         ):
-            teachers.evaluate(ref, MINI, path, Where())
+            teacher_check.evaluate(ref, MINI, path, Where())
 
     def test_of_a_changed_file_is_refused(self, save):
         ref, path = save(network())
         with pytest.raises(
             ConfigError, match=r"the teacher 1111111111111111 was asked for, but .* holds 0000000000000000"
         ):
-            teachers.evaluate(ref.model_copy(update={"id": "1" * 16}), MINI, path, Where())
+            teacher_check.evaluate(ref.model_copy(update={"id": "1" * 16}), MINI, path, Where())
 
     def test_unknown_device_is_refused(self, save):
         ref, path = save(network())
         with pytest.raises(ConfigError, match="device must be one of this machine, but got 'foo'"):
-            teachers.evaluate(ref, MINI, path, Where(device="foo"))
+            teacher_check.evaluate(ref, MINI, path, Where(device="foo"))
 
     @pytest.mark.gpu
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
     def test_is_the_same_on_the_gpu(self, save):
         ref, path = save(network())
-        found = teachers.evaluate(ref, MINI, path, Where(device="cuda"))
-        assert found.nll == pytest.approx(teachers.evaluate(ref, MINI, path, Where(device="cpu")).nll, rel=1e-3)
+        found = teacher_check.evaluate(ref, MINI, path, Where(device="cuda"))
+        assert found.nll == pytest.approx(teacher_check.evaluate(ref, MINI, path, Where(device="cpu")).nll, rel=1e-3)
 
 
 class TestExpect:
@@ -125,10 +125,10 @@ class TestExpect:
 
     @pytest.mark.parametrize("top1", [72.24, 72.3, 72.34, 72.44])
     def test_within_is_accepted_ends_included(self, top1):
-        teachers.expect(top1, 72.34, 0.1, self.WHAT)
+        teacher_check.expect(top1, 72.34, 0.1, self.WHAT)
 
     @pytest.mark.parametrize("top1", [72.23, 72.45, 71.02, 1.0, float("nan")])
     def test_beyond_is_refused(self, top1):
         with pytest.raises(ConfigError) as error:
-            teachers.expect(top1, 72.34, 0.1, self.WHAT)
+            teacher_check.expect(top1, 72.34, 0.1, self.WHAT)
         assert str(error.value) == f"{self.WHAT} must have a top-1 of 72.34 ± 0.1, but has {top1:g} in float32."
