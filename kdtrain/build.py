@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from kdtrain import data, methods, models
-from kdtrain.config import ConfigError, DataConfig, TeacherRef, TrialConfig, canonical, digest
+from kdtrain.config import ConfigError, DataConfig, MethodRef, TeacherRef, TrialConfig, canonical, digest
 from kdtrain.data.dataset import Info
 from kdtrain.methods.base import Method, Setting
 from kdtrain.models.outputs import Model, Outputs
@@ -113,7 +113,7 @@ def _check_maps(trial: TrialConfig, *shapes: Outputs | None) -> None:
             )
 
 
-_checked: set[str] = set()
+_checked: dict[str, dict[str, int]] = {}  # what `teacher_numbers` returns
 
 
 def check(trial: TrialConfig) -> None:
@@ -127,7 +127,6 @@ def check(trial: TrialConfig) -> None:
         network_for(trial.student, replace(info, num_classes=trial.probe.num_classes))
         return
     models.check(trial.student, "student")
-    configs = methods.resolve(trial.method)
     _check_teachers(trial)
     _check_recipe(trial, info)
     if trial.train.batch_size < (least := methods.min_batch(trial.method)):
@@ -135,6 +134,20 @@ def check(trial: TrialConfig) -> None:
             f"train.batch_size must be at least {least} for method {trial.method.name!r}, which compares the images of "
             f"a batch, but got {trial.train.batch_size}."
         )
+    _on_meta(trial, info)
+
+
+def teacher_numbers(trial: TrialConfig) -> dict[str, int]:
+    """How many numbers an image a method looks at of its teacher, by name: "logits", "pooled" and digests.
+
+    Of a trial with a teacher that `check` accepts; whole maps are not among them.
+    """
+    return _on_meta(trial, data.info_of(trial.data))
+
+
+def _on_meta(trial: TrialConfig, info: Info) -> dict[str, int]:
+    """Build the networks and the method without weights; see `teacher_numbers`. ConfigError if they do not fit."""
+    configs = methods.resolve(trial.method)
     key = canonical([
         (info.num_classes, info.in_channels, info.image_size), trial.student, trial.teacher and trial.teacher.model,
         trial.train.epochs, trial.method.name,
@@ -149,8 +162,18 @@ def check(trial: TrialConfig) -> None:
             setting = Setting(
                 student, student_shapes, teacher, teacher_shapes, info.num_classes, trial.train.epochs, others
             )
-            methods.build(trial.method, setting)
-        _checked.add(key)
+            method = methods.build(trial.method, setting)
+            _checked[key] = _numbers(trial.method, method, teacher_shapes)
+    return _checked[key]
+
+
+def _numbers(ref: MethodRef, method: Method, teacher: Outputs | None) -> dict[str, int]:
+    if teacher is None:
+        return {}
+    digests = methods.digested(method.digests(), teacher).digests
+    values = {"logits": teacher.logits, "pooled": teacher.pooled}
+    looked_at = {name: values[name] for name in methods.needs(ref) & values.keys()}
+    return {name: value[0].numel() for name, value in {**looked_at, **digests}.items()}
 
 
 def _check_recipe(trial: TrialConfig, info: Info) -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from kdtrain.config import ConfigError
 from sweeps import changes, cli_study, plan, replay, show, spec
+from sweeps.cost import learned
 from sweeps.job import Missing, asked, missing, source_of, tidy
 from sweeps.published import bring
 from sweeps.schema import Status
@@ -102,7 +103,8 @@ def _prepare(planned: Planned, retry_failed: bool, accept_changes: bool) -> Miss
     found = searches(
         loaded, whole, own, open_points, retry_failed=retry_failed, accept_changes=accept_changes, to_run=True
     )
-    todo = missing(loaded, text, whole, retry_failed, found)
+    cost = learned(loaded)
+    todo = missing(loaded, text, whole, retry_failed, found, cost)
     tidy(own)
     if todo.trials:
         own.probe()
@@ -134,7 +136,7 @@ def _run(loaded: Spec, todo: Missing, console: Console) -> bool:
     if todo.trials:
         from sweeps.run import run  # imports Ray, which takes seconds
 
-        blocked = [*blocked, *run(todo, loaded.run, loaded.scheduler, show.learned_cost(loaded), console)]
+        blocked = [*blocked, *run(todo, loaded.run, loaded.scheduler, learned(loaded), console)]
     lost: Counter[str] = Counter()
     for other in blocked:
         lost[other.by] += other.trials if other.job.role != "teacher" else 0

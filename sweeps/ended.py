@@ -32,7 +32,7 @@ def end(
         **rows.searched(job.searched),
         **rows.outcome(status, epochs_done, error),
         **rows.metrics(result),
-        **rows.provenance(job.source, device, job.where.cpus, started_at, replayed),
+        **rows.provenance(job.source, device, job.where.cpus, started_at, replayed, job.predicted_seconds),
         **columns,
     }
     job.store.write_trial(row)

@@ -11,10 +11,12 @@ from pydantic import Field, ValidationError
 from kdtrain.build import trial_id
 from kdtrain.config import Frozen, MethodRef, TrialConfig, Where
 from sweeps import rows
+from sweeps.cost import NOTHING_KNOWN, Cost
 from sweeps.plan import Plan, requirements
 from sweeps.published import Published, is_measured
 from sweeps.schema import Status
 from sweeps.searches import Search
+from sweeps.sharing import ALONE, Sharing, share
 from sweeps.spec import absolute, sha256
 from sweeps.spec import where as spec_where
 from sweeps.store import TEACHERS, Store
@@ -58,6 +60,7 @@ class Job(Frozen):
         default_factory=dict
     )  # the search columns of its row; empty of a trial that a grid planned
     replay: str | None = None  # the sweep whose stored epochs are returned instead of training
+    predicted_seconds: float | None = None  # of training, without those spent on outputs of teachers for whole epochs
 
     @property
     def key(self) -> str:
@@ -116,6 +119,7 @@ class Missing:
     done: int  # trials of the plan that have ended, points of searches and confirmations among them
     searches: list[Search]  # the studies of the plan; jobs of points and confirmations are made from them
     maker: Maker
+    sharing: Sharing  # of the outputs of teachers
     retry_failed: bool
     replays: bool  # whether stored epochs are returned and nothing is trained, so that nothing is needed before
 
@@ -156,11 +160,14 @@ def tidy(store: Store) -> None:
             store.delete(folder, f"{key}.{suffix}")
 
 
-def missing(spec: Spec, text: str, plan: Plan, retry_failed: bool, found: Sequence[Search] = ()) -> Missing:
+def missing(
+    spec: Spec, text: str, plan: Plan, retry_failed: bool, found: Sequence[Search] = (), cost: Cost = NOTHING_KNOWN
+) -> Missing:
     """Subtract what the store has from the plan. With `retry_failed`, failed and diverged trials count as missing.
 
-    found: the searches of the plan, if it has any.
+    found: the searches of the plan, if it has any. cost: what is known of the trials' cost.
     """
+    sharing = share(spec, plan, found, cost)
     own, teachers = Store(spec.run.results, spec.sweep.name), Store(spec.run.results, TEACHERS)
     ended, ended_teachers = _ended(own, plan.trials, retry_failed), _ended(teachers, plan.teachers, retry_failed)
     # A network whose weights are gone is trained again where others need it. Where a student is the same trial as a
@@ -176,7 +183,7 @@ def missing(spec: Spec, text: str, plan: Plan, retry_failed: bool, found: Sequen
     trained = {key for key, status in statuses.items() if status == Status.COMPLETED and key in stored}
     measured = [teacher for teacher in plan.published.values() if is_measured(teacher, own, teachers)]
     trained |= {teacher.ref.id for teacher in measured}
-    make = maker(spec, text, probed)
+    make = maker(spec, text, probed, sharing, cost)
     failed = {key: _described(plan, key) for key, status in statuses.items() if status != Status.COMPLETED}
     failed = {} if spec.run.replay else failed
     dead = _without_teacher(found, failed, make)
@@ -196,6 +203,7 @@ def missing(spec: Spec, text: str, plan: Plan, retry_failed: bool, found: Sequen
         done=len(plan.trials.keys() - todo.keys()) + sum(search.done for search in found),
         searches=alive,
         maker=make,
+        sharing=sharing,
         retry_failed=retry_failed,
         replays=spec.run.replay is not None,
     )
@@ -230,7 +238,9 @@ def source_of(spec: Spec, text: str) -> dict[str, str]:
     return {"sweep": spec.sweep.name, "spec_sha256": sha256(text), "git_commit": rows.git_commit()}
 
 
-def maker(spec: Spec, text: str, probed: Collection[str]) -> Maker:
+def maker(
+    spec: Spec, text: str, probed: Collection[str], sharing: Sharing = ALONE, cost: Cost = NOTHING_KNOWN
+) -> Maker:
     """What makes the jobs of a sweep. `probed`: ids of networks that a probe of the plan takes."""
     source = source_of(spec, text)
     # The driver has fetched the images.
@@ -242,7 +252,8 @@ def maker(spec: Spec, text: str, probed: Collection[str]) -> Maker:
         wanted = spec.run.keep_weights and searched.get("phase") != "search"
         keeps = role == "teacher" or (role == "student" and (wanted or key in probed))
         return Job(
-            id=key, role=role, trial=trial, where=where, results=results, source=source,
+            id=key, role=role, trial=trial, where=where.model_copy(update={"shared": sharing.names(trial)}),
+            results=results, source=source, predicted_seconds=cost.seconds(trial, where.cpus),
             keeps_weights=keeps and not spec.run.replay, searched=dict(searched), replay=spec.run.replay,
         )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """What a person sees while a sweep runs: one live display on a terminal, one line a minute elsewhere."""
 
 import time
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, Self
 
 from ray.tune import Callback
@@ -32,11 +32,20 @@ def weights(todo: Missing, cost: Cost) -> dict[str, float]:
         for phase, trial in (("search", search.study.example), ("confirm", search.study.confirmation))
         if trial is not None
     }
-    every = cost.weights([*todo.jobs, *(job for job, _ in examples.values())])
+    every = _weights([*todo.jobs, *(job for job, _ in examples.values())], cost)
     found = {job.key: every[job.key] for job in todo.jobs}
     for (phase, study), (job, n) in examples.items():
         found |= {f"{phase} {study} {i}": every[job.key] for i in range(n)}
     return found
+
+
+def _weights(jobs: Sequence[Job], cost: Cost) -> dict[str, float]:
+    """By key: seconds if all are known, else images times epochs."""
+    known = {job.key: cost.seconds(job.trial, job.where.cpus) for job in jobs}
+    seconds = {key: value for key, value in known.items() if value is not None}
+    if len(seconds) == len(known):
+        return seconds
+    return {job.key: 0.0 if job.trial.probe else job.trial.data.fraction * job.trial.train.epochs for job in jobs}
 
 
 class Progress(Callback):

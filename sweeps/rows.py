@@ -101,11 +101,16 @@ def metrics(result: TrialResult | None) -> Row:
 
 
 def provenance(
-    source: Mapping[str, str], device: str, cpus: int, started_at: datetime, replayed: str | None = None
+    source: Mapping[str, str],
+    device: str,
+    cpus: int,
+    started_at: datetime,
+    replayed: str | None = None,
+    predicted: float | None = None,
 ) -> Row:
     """Where, when and by what code a trial ran; `source` has sweep, spec_sha256 and git_commit.
 
-    replayed: the trial whose stored epochs were returned, where nothing was trained.
+    replayed: the trial whose stored epochs were returned, where nothing was trained. predicted: see predicted_seconds.
     """
     return {
         "sweep": source["sweep"],
@@ -118,6 +123,7 @@ def provenance(
         "device": device,
         "replayed": replayed,
         "cpus": cpus,
+        "predicted_seconds": predicted,
         "started_at": started_at,
         "ended_at": datetime.now(UTC),
     }

@@ -125,6 +125,7 @@ PROVENANCE = [
     _field("device", pa.string()),
     _field("replayed", pa.string(), null=True),  # `sweep/id` of what was returned instead of training
     _field("cpus", pa.int64()),
+    _field("predicted_seconds", pa.float64(), null=True),  # of train_seconds - teacher_seconds - shared_seconds
     _field("started_at", _UTC),
     _field("ended_at", _UTC),
 ]

@@ -1,6 +1,5 @@
 """The plan and the state of a sweep as text. Reads only the spec and the store."""
 
-import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -10,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from kdtrain.config import TrialConfig, canonical
-from sweeps import show_search
-from sweeps.cost import Cost, multiply_adds
-from sweeps.job import Missing, asked, describe, describe_teacher, missing
+from sweeps import show_cost, show_search
+from sweeps.cost import learned, multiply_adds
+from sweeps.job import asked, describe, describe_teacher, missing
 from sweeps.plan import Cell, Plan
 from sweeps.schema import Status
 from sweeps.searches import searches
@@ -20,23 +19,16 @@ from sweeps.store import TEACHERS, Store
 from sweeps.tables import Spec
 from sweeps.words import count, duration
 
-COST_COLUMNS = [
-    "dataset", "image_size", "student", "teacher", "method", "precision", "cpus", "fraction", "epochs",
-    "train_seconds", "source_id",
-]  # fmt: skip
-
-
-def learned_cost(spec: Spec) -> Cost:
-    """The cost model from the rows of the sweep and of the teachers in its results folder."""
-    stores = (Store(spec.run.results, name) for name in (spec.sweep.name, TEACHERS))
-    return Cost(row for store in stores for row in store.read_trials().select(COST_COLUMNS).to_pylist())
+# Of TRIALS: what was predicted of a trial, and what it took.
+PREDICTED = ["predicted_seconds", "train_seconds", "teacher_seconds", "shared_seconds"]
 
 
 def show_plan(spec: Spec, text: str, plan: Plan, console: Console) -> None:
     """Print the cells of a sweep, what is done, what is missing and how long that may take."""
     own = Store(spec.run.results, spec.sweep.name)
     found = searches(spec, plan, own, [job.asked for job in asked(own)])
-    todo = missing(spec, text, plan, retry_failed=False, found=found)
+    cost = learned(spec)
+    todo = missing(spec, text, plan, retry_failed=False, found=found, cost=cost)
     absent = {job.id for job in todo.jobs}
     trials = len(plan.trials) + sum(search.done + search.trials_left for search in found)
     title = f"{spec.sweep.name}: {count(trials, 'trial')} of {spec.data.dataset}"
@@ -60,17 +52,21 @@ def show_plan(spec: Spec, text: str, plan: Plan, console: Console) -> None:
     if total is not None and searching is not None:
         most = "at most " if spec.scheduler is not None else ""
         console.print(f"Training all of it takes {most}{total + searching:.1e} multiply-adds.")
+    for line in show_cost.teachers(todo.sharing):
+        console.print(line, soft_wrap=True)
     if todo.trials:
-        console.print(_estimate(spec, todo), soft_wrap=True)
+        console.print(show_cost.estimate(spec, todo, cost), soft_wrap=True)
 
 
 def show_status(spec: Spec, plan: Plan, console: Console) -> None:
     """Print how many trials have ended and how, and how far the others are."""
     own, teachers = Store(spec.run.results, spec.sweep.name), Store(spec.run.results, TEACHERS)
+    told = []
     for kind, store, trials in (("teachers", teachers, plan.teachers), ("trials", own, plan.trials)):
         if not trials:
             continue
-        ended = store.read_trials(trials).select(["trial_id", "status"]).to_pylist()
+        ended = store.read_trials(trials).select(["trial_id", "status", *PREDICTED]).to_pylist()
+        told += ended
         counts = Counter(row["status"] for row in ended)
         open_ids = trials.keys() - {row["trial_id"] for row in ended}
         begun = {key: age for key, age in store.ages("epochs").items() if key in open_ids}
@@ -79,8 +75,14 @@ def show_status(spec: Spec, plan: Plan, console: Console) -> None:
         parts += [f"{len(open_ids) - len(begun)} not begun"] if len(open_ids) > len(begun) else []
         console.print(f"{len(ended)} of {len(trials)} {kind} have ended: {', '.join(parts)}.")
         _print_begun(store, begun, trials, console)
-    if spec.search is None:
-        return
+    if spec.search is not None:
+        told += own.read_trials().select(PREDICTED).to_pylist()
+        _show_searches(spec, plan, own, console)
+    for line in show_cost.predicted(told):
+        console.print(line, soft_wrap=True)
+
+
+def _show_searches(spec: Spec, plan: Plan, own: Store, console: Console) -> None:
     jobs = asked(own)
     found = searches(spec, plan, own, [job.asked for job in jobs], accept_changes=True)
     for line in show_search.progress(found):
@@ -128,17 +130,3 @@ def _cells_table(plan: Plan, absent: set[str]) -> Table:
 def _short(key: str) -> str:
     """The first digits of a hash; a name in full."""
     return key if key.startswith("torchvision") else key[:16]
-
-
-def _estimate(spec: Spec, todo: Missing) -> str:
-    slots = max(1, (os.cpu_count() or 1) // spec.run.cpus)
-    slots = min(slots, spec.run.max_concurrent or slots)
-    trials = [*(job.trial for job in todo.jobs), *show_search.to_run(todo.searches)]
-    seconds, unknown = learned_cost(spec).total(trials, spec.run.cpus)
-    teachers = sum(job.role == "teacher" for job in todo.jobs)
-    what = f"{count(len(trials) - teachers, 'trial')} and {count(teachers, 'teacher')} to run"
-    if unknown == sum(trial.probe is None for trial in trials):
-        return f"{what}; how long they take is known once like trials have ended."
-    most = "at most" if spec.scheduler is not None else "about"
-    text = f"{what}: {most} {duration(seconds / slots)} on this machine, {slots} at a time"
-    return f"{text}, and {unknown} unlike any trial so far." if unknown else f"{text}."

@@ -1,7 +1,6 @@
 """The searches of a sweep as text: what is planned, and how far they are."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import repeat
 from typing import Any
 
 from rich.table import Table
@@ -99,14 +98,6 @@ def multiply_adds(found: Iterable[Search]) -> float | None:
                 return None
             total += one * n / len(names)
     return total
-
-
-def to_run(found: Iterable[Search]) -> Iterator[TrialConfig]:
-    """Trials that cost what is left of the searches, at most."""
-    for search in found:
-        yield from repeat(search.study.example, search.search_trials_left)
-        if search.study.confirmation is not None:
-            yield from repeat(search.study.confirmation, search.confirmations_left)
 
 
 def progress(found: Iterable[Search]) -> Iterator[str]:

@@ -78,6 +78,7 @@ def where(spec: Spec) -> Where:
         data_root=absolute(table.root),
         download=table.download,
         cache=None if run.cache is None else absolute(run.cache),
+        cache_gb=run.cache_gb,
         skip_corrupt=table.skip_corrupt,
         device="cpu" if run.gpus == 0 else "auto",
         cpus=run.cpus,

@@ -141,9 +141,12 @@ class RunTable(Frozen):
     """[run]: resources of each trial and where results go; no part of any trial's identity."""
 
     results: str = Field("results", min_length=1)
-    cache: str | None = Field(None, min_length=1)  # folder of prepared images on each machine; None: in data.root
+    # Folder on each machine of prepared images and of the outputs of teachers that trials share; None: in data.root.
+    cache: str | None = Field(None, min_length=1)
+    cache_gb: float = Field(20.0, ge=0)  # of the outputs of teachers in it; 0: each trial computes its own
     cpus: int = Field(1, ge=1)
     gpus: Annotated[float, AfterValidator(_whole_or_share)] | None = None  # None: 1 where there are GPUs, else 0
+    price: float | None = Field(None, gt=0)  # of an hour of a GPU, where trials use none of a core; for plans
     max_concurrent: int | None = Field(None, ge=1)
     max_failures: int = Field(3, ge=0)  # restarts of a trial whose worker died
     replay: SweepName | None = None  # a sweep whose stored epochs are returned instead of training

@@ -1,5 +1,7 @@
 """Numbers as people read them."""
 
+import math
+
 
 def duration(seconds: float) -> str:
     """Seconds as text: 45 s, 3 min 20 s, 2 h 05 min."""
@@ -14,3 +16,10 @@ def duration(seconds: float) -> str:
 def count(number: int, noun: str) -> str:
     """A number of things: 1 trial, 2 trials."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def storage(size: int) -> str:
+    """Bytes as text: 9 kB, 16 MB, 3.9 GB."""
+    if size >= 1e9:
+        return f"{size / 1e9:.1f} GB"
+    return f"{size / 1e6:.0f} MB" if size >= 1e6 else f"{math.ceil(size / 1e3)} kB"

@@ -12,6 +12,7 @@ import pytest
 
 from kdtrain.build import trial_id
 from kdtrain.config import TrialConfig
+from kdtrain.data import info_of
 from sweeps import rows
 from sweeps.ask import Asking
 from sweeps.plan import expand
@@ -54,7 +55,10 @@ def end() -> Callable[..., None]:
 
 def end_trial(store: Store, trial: TrialConfig, role: str, status: Status, seconds: float | None = None) -> None:
     """Write the row of an ended trial as its worker would."""
-    metrics = dict.fromkeys(field.name for field in METRICS) | {"train_seconds": seconds}
+    images = info_of(trial.data).train_images
+    assert images is not None
+    n_train = round(trial.data.fraction * (images - trial.data.val_size))
+    metrics = dict.fromkeys(field.name for field in METRICS) | {"train_seconds": seconds, "n_train": n_train}
     source = {"sweep": store.sweep, "spec_sha256": "0" * 64, "git_commit": ""}
     error = ("RuntimeError", "Traceback ...\nRuntimeError: broken") if status == Status.FAILED else None
     store.write_trial(

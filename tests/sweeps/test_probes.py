@@ -132,7 +132,7 @@ def test_plan_does_not_take_probes_for_known_times(text, tmp_path, cli):
     path = tmp_path / "spec.toml"
     path.write_text(text)
     out = cli("plan", path).out
-    assert "5 trials and 1 teacher to run; how long they take is known once like trials have ended" in out
+    assert "5 trials and 1 teacher to run; how long they take is known once a trial has ended" in out
     assert "kd -> fashion_mini" in out
 
 

@@ -1,0 +1,67 @@
+"""What a sweep costs, before and after, and who shares the outputs of teachers, as text."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from statistics import median
+from typing import Any
+
+import torch
+
+from sweeps.cost import Cost
+from sweeps.forecast import Forecast, amount, forecast, predictions
+from sweeps.job import Missing
+from sweeps.sharing import Sharing
+from sweeps.tables import RunTable, Spec
+from sweeps.words import count, duration
+
+
+def teachers(sharing: Sharing) -> Iterator[str]:
+    """Whether the outputs of each teacher are shared, by which methods, and why."""
+    for choice in sharing.choices:
+        how = "shared" if choice.shared else "live"
+        trials = count(choice.trials, "trial")
+        yield f"outputs of {choice.teacher} for {', '.join(choice.methods)} ({trials}): {how}, as {choice.why}"
+
+
+def estimate(spec: Spec, todo: Missing, cost: Cost) -> str:
+    """How long what is to be run may take here, and what it may cost."""
+    run = spec.run
+    slots = max(1, (os.cpu_count() or 1) // run.cpus)
+    slots = min(slots, run.max_concurrent or slots)
+    found = forecast(todo, cost, run.cpus, slots)
+    teachers = sum(job.role == "teacher" for job in todo.jobs)
+    trials = sum(job.trial.probe is None for job in todo.jobs) + sum(search.trials_left for search in todo.searches)
+    what = f"{count(todo.trials - teachers, 'trial')} and {count(teachers, 'teacher')} to run"
+    if found.unknown == trials:
+        return f"{what}; how long they take is known once a trial has ended."
+    about = "at most" if spec.scheduler is not None else "about"
+    hours, unit = amount(found.slot_seconds, run.cpus, _gpus(run))
+    text = f"{what}: {about} {hours:.2g} {unit}, {duration(found.wall_seconds)} on this machine, {slots} at a time"
+    if run.price is not None:
+        text += f", for {hours * run.price:.2f} at {run.price:g} an hour"
+    return text + "".join(f"; {doubt}" for doubt in _doubts(found, cost)) + "."
+
+
+def _doubts(found: Forecast, cost: Cost) -> Iterator[str]:
+    if found.by_work:
+        yield f"{found.by_work} of them are unlike any trial so far: their time is guessed from multiply-adds"
+    if found.unknown:
+        yield f"{found.unknown} more are not counted, as no trial says anything of them"
+    if cost.measured and not cost.is_of_asked_device:
+        yield f"as measured on {cost.device}"
+
+
+def _gpus(run: RunTable) -> float:
+    return run.gpus if run.gpus is not None else float(torch.cuda.is_available())
+
+
+def predicted(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """How long completed trials took beside what was predicted, if any was."""
+    pairs = predictions(rows)
+    if pairs:
+        total, actual = (sum(values) for values in zip(*pairs, strict=True))
+        error = median(abs(guess - took) / took for guess, took in pairs)
+        yield (
+            f"Training took {duration(actual)} in {count(len(pairs), 'trial')} for which {duration(total)} were "
+            f"predicted; the median error is {error:.0%}."
+        )
