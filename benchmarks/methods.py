@@ -1,6 +1,7 @@
 """The step of every method, beside the plain student's: what `kd-train methods` shows of their cost."""
 
 import json
+import os
 from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +14,8 @@ from rich.table import Table
 
 import kdtrain
 from benchmarks import machine
-from benchmarks.steps import BATCH, CLASSES, IMAGES, Variant, spread, time_in_turns, variant
+from benchmarks.page import spread
+from benchmarks.steps import BATCH, CLASSES, IMAGES, Variant, time_in_turns, variant
 from kdtrain import methods
 from kdtrain.config import ConfigError
 
@@ -43,9 +45,9 @@ def measure(only: Collection[str] | None = None) -> Iterable[Table]:
             except ConfigError as error:
                 table.add_row(name, "-", "-", str(error))
                 continue
-            ratios, rest = own.ratios(plain)
-            teacher = spread(own.teacher, 1000, 1) if own.teacher else "-"
-            table.add_row(name, spread(own.step, 1000, 1), teacher, spread(ratios), spread(rest))
+            ratios, rest = own.shares(plain)
+            teacher = _milliseconds(own.teacher) if own.teacher else "-"
+            table.add_row(name, _milliseconds(own.step), teacher, spread(ratios), spread(rest))
             costs["/".join(pair)][name] = {"step": _quartiles(ratios), "without_teacher": _quartiles(rest)}
         yield table
     about = f"{machine.facts().splitlines()[0]}; {datetime.now(UTC):%Y-%m-%d}"
@@ -57,10 +59,15 @@ def _timed(name: str, pair: tuple[str, str]) -> tuple[Variant, Variant]:
     """A method and the plain student, timed in turns."""
     with TemporaryDirectory() as folder:
         own, plain = (
-            variant(one, pair, "fp32", Path(folder), PARAMS[pair].get(one)) for one in (name, "vanilla")
-        )  # fmt: skip
+            variant(one, pair, "fp32", Path(folder), PARAMS[pair].get(one), cpus=os.cpu_count() or 1)
+            for one in (name, "vanilla")
+        )
     time_in_turns([plain, own], ROUNDS)
     return own, plain
+
+
+def _milliseconds(values: list[float]) -> str:
+    return spread([1000 * value for value in values], 1)
 
 
 def _quartiles(values: list[float]) -> list[float]:
@@ -74,6 +81,6 @@ def _table(pair: tuple[str, str]) -> Table:
         f"median \\[quartiles]; ratios: of {ROUNDS} rounds, each to the plain student's step of its round"
     )
     table = Table(title=title, title_justify="left")
-    for header in ("method", "step, ms", "of it teacher, ms", "step / plain", "without teacher / plain"):
+    for header in ("method", "step, ms", "teacher live, ms", "step / plain", "without teacher / plain"):
         table.add_column(header, justify="left" if header == "method" else "right")
     return table

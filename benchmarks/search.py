@@ -18,13 +18,14 @@ from typing import Any
 from rich.table import Table
 
 from benchmarks import machine, search_grid, search_overhead, search_ties
-from benchmarks.search_page import write
+from benchmarks.page import DOCS, write
 from benchmarks.search_simulate import Ended, Strategy, simulate
 from benchmarks.search_tables import known_table, overhead_tables, reading_of, regret_tables, ties_table
 from sweeps.tables import SchedulerTable
 
 ROOT = Path(__file__).parents[1]
 CACHE = ROOT / "build" / "search"
+COMMAND = "make bench-search    # python -m benchmarks search"
 REPETITIONS = 50
 Task = tuple[str, int]  # a strategy, in full, or a measurement; the number of the repetition
 PROCESSES = 2
@@ -62,7 +63,7 @@ def measure() -> Iterable[Table]:
     tables = [reading_of(grid), *regret_tables(grid, runs)]
     tables.append(ties_table(_ties(folder)))
     tables += [*overhead_tables(_overhead(folder)), known_table(_known(folder))]
-    write(f"{about.splitlines()[0]}, optuna {version('optuna')}", tables)
+    write(DOCS / "search.md", COMMAND, f"{about.splitlines()[0]}, optuna {version('optuna')}", tables)
     for table in tables:
         yield table.rich()
 

@@ -10,9 +10,9 @@ import numpy as np
 from scipy.stats import binom, spearmanr
 
 from analysis.best_of_n import CONFIDENCE
+from benchmarks.page import Shown, middle, number, percent, spread
 from benchmarks.search_grid import Grid
 from benchmarks.search_overhead import CELLS, EPOCHS_EACH, POINTS, median_ms
-from benchmarks.search_page import Shown, middle, number, percent, spread
 from benchmarks.search_simulate import ROUNDING, WORKERS, Ended, reached, regret
 from benchmarks.search_ties import BUDGET, Values, covered, wilson
 from sweeps.schema import Status

@@ -1,19 +1,19 @@
-"""One training step of a method, timed in turns with the plain student's step."""
+"""One training step of a method whose teacher outputs are at hand, timed in turns with the plain student's step."""
 
-import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from rich.table import Table
 
+from benchmarks.page import Shown, spread
+from benchmarks.results import Row
 from kdtrain import methods, models
 from kdtrain.build import check
 from kdtrain.checkpoint import pack_weights
@@ -21,16 +21,19 @@ from kdtrain.config import DataConfig, MethodRef, Recipe, TeacherRef, TrialConfi
 from kdtrain.data import DATASETS
 from kdtrain.data.dataset import Info
 from kdtrain.data.memory import Arrays, opener
+from kdtrain.epoch_outputs import DTYPE
 from kdtrain.loop import Training
 
 BATCH, IMAGES, CLASSES = 64, 50_000, 100
 STEPS = 3  # in a turn; the first is not counted: the caches are the last variant's then
 EPOCH = 21  # CID has all its terms from here on
 NOISE = "noise"
-TEACHER, STUDENT = "resnet56", "resnet20"
-METHODS = ("vanilla", "kd", "cid", "ipwd")
+PAIRS = (("resnet56", "resnet20"), ("wrn_40_2", "wrn_16_2"), ("resnet50_cifar", "mobilenet_v2"))
+PARAMS: dict[str, dict[str, Any]] = {"wsld": {"teacher_bn": "eval"}}
+METHODS = ("kd", "cid", "ipwd", "crd", "wsld", "dkd")
 PRECISIONS = ("fp32", "bf16")
 ROUNDS = 20
+LIMIT, LIMITS = 1.10, {"crd": 1.5}
 
 
 @dataclass
@@ -41,7 +44,7 @@ class Variant:
     precision: str
     training: Training
     step: list[float] = field(default_factory=list)  # seconds
-    teacher: list[float] = field(default_factory=list)  # of it the forward passes of teacher and assistants
+    teacher: list[float] = field(default_factory=list)  # the forward passes of teacher and assistants, asked live
     round: list[float] = field(default_factory=list)  # median of the steps of each round
 
     def turn(self, clock: Callable[[], float]) -> None:
@@ -53,31 +56,71 @@ class Variant:
             batch, partner = next(batches)
             training._step(batch, partner)
             seconds.append(clock() - start)
-            if training.teacher is not None and training.method.teacher_in_loss:
-                start = clock()
-                training._teach(batch.images)
-                training._with_others(batch, None)
-                self.teacher.append(clock() - start)
+        if training.teacher is not None and training.method.teacher_in_loss:
+            start = clock()
+            training.teachers.live(batch)
+            training.teachers.live_assistants(batch)
+            self.teacher.append(clock() - start)
         self.step += seconds[1:]
         self.round.append(median(seconds[1:]))
 
-    def ratios(self, plain: "Variant") -> tuple[list[float], list[float]]:
-        """Step / plain step and (step - teacher) / plain step, of each round."""
-        teacher = median(self.teacher) if self.teacher else 0.0
+    def ratios(self, plain: "Variant") -> list[float]:
+        """Step / plain step of each round, as the step is: with a teacher that is asked live, or without one."""
+        return [mine / its for mine, its in zip(self.round, plain.round, strict=True)]
+
+    def shares(self, plain: "Variant") -> tuple[list[float], list[float]]:
+        """Step / plain step of each round, with the teacher's forward pass and without it."""
+        live = 0.0 if self.training.teachers.at_once or not self.teacher else median(self.teacher)
+        extra = median(self.teacher) - live if self.teacher else 0.0
         pairs = list(zip(self.round, plain.round, strict=True))
-        return [mine / its for mine, its in pairs], [(mine - teacher) / its for mine, its in pairs]
+        return [(mine + extra) / its for mine, its in pairs], [(mine - live) / its for mine, its in pairs]
 
 
-def measure() -> Iterable[Table]:
-    """One table: the variants take turns, so that what slows the machine down slows all of them."""
-    with TemporaryDirectory() as folder:
-        variants = [
-            variant(method, (TEACHER, STUDENT), precision, Path(folder))
-            for precision in PRECISIONS
-            for method in METHODS
-        ]
-    time_in_turns(variants, ROUNDS)
-    yield _table(variants)
+def measure() -> list[Row]:
+    """A row for each pair, precision and method: the variants of a pair take turns."""
+    rows = []
+    for pair in PAIRS:
+        for precision in PRECISIONS:
+            with TemporaryDirectory() as folder:
+                plain, *others = [
+                    variant(name, pair, precision, Path(folder), PARAMS.get(name)) for name in ("vanilla", *METHODS)
+                ]
+            time_in_turns([plain, *others], ROUNDS)
+            rows += [
+                {
+                    "pair": "/".join(pair), "precision": precision, "method": one.method, "rounds": ROUNDS,
+                    "step_seconds": one.step, "teacher_seconds": one.teacher, "ratios": one.ratios(plain),
+                    "device": one.training.device.type, "threads": torch.get_num_threads(),
+                }
+                for one in (plain, *others)
+            ]  # fmt: skip
+    return rows
+
+
+def shown(rows: Sequence[Row]) -> list[Shown]:
+    """One table."""
+    lines = []
+    for row in rows:
+        limit = LIMITS.get(row["method"], LIMIT)
+        ratio = median(row["ratios"])
+        plain = row["method"] == "vanilla"
+        lines.append([
+            row["pair"], row["precision"], "plain student" if plain else row["method"],
+            spread([1000 * value for value in row["step_seconds"]], 1),
+            "-" if plain else spread([1000 * value for value in row["teacher_seconds"]], 1),
+            "1" if plain else spread(row["ratios"]), "" if plain else f"{limit:.2f}",
+            "" if plain else "kept" if ratio <= limit else "exceeded",
+        ])  # fmt: skip
+    n, first = len(rows[0]["step_seconds"]), rows[0]
+    about = (
+        f"Batch {BATCH}, {IMAGES:,} images of noise, 3 x 32 x 32, {CLASSES} classes, on {first['device']} with "
+        f"{first['threads']} thread(s), as a trial has by default. Median [quartiles] of {n} steps; ratios of "
+        f"{first['rounds']} rounds, each to the plain student's step of its round, same precision. A step is "
+        "augmentation, forward and backward pass, loss and optimizer; of the teacher it reads the rows of the batch "
+        "from the epoch's outputs. What computing them for a batch costs stands beside. wsld with teacher_bn = eval."
+    )
+    headers = ("pair", "precision", "method", "step, ms", "teacher, ms", "step / plain", "limit", "")
+    return [Shown("1. A step with the teacher's outputs at hand", about, headers, lines)]
 
 
 def time_in_turns(variants: Iterable[Variant], rounds: int) -> None:
@@ -90,7 +133,12 @@ def time_in_turns(variants: Iterable[Variant], rounds: int) -> None:
 
 
 def variant(
-    method: str, pair: tuple[str, str], precision: Any, folder: Path, params: Mapping[str, Any] | None = None
+    method: str,
+    pair: tuple[str, str],
+    precision: Any,
+    folder: Path,
+    params: Mapping[str, Any] | None = None,
+    cpus: int = 1,
 ) -> Variant:
     """A method in its state of epoch EPOCH, on noise; ConfigError if the pair cannot work. Weights go to `folder`."""
     DATASETS[NOISE] = Info(
@@ -119,10 +167,11 @@ def variant(
     where = Where(
         teacher_weights=paths[0] if needs_teacher else None,
         assistant_weights=tuple(paths[1:]),
-        cpus=os.cpu_count() or 1,
+        cpus=cpus,
     )
     training = Training(trial, where)
     training.pretraining, training.total_epochs = None, trial.train.epochs  # the stage of the recipe's epochs
+    _fill(training)
     training._set_modes()
     training.method.start_epoch(EPOCH - 1)
     for batch, partner in islice(training.batches.epoch(EPOCH - 1, EPOCH - 1), STEPS):  # CID builds its centres here
@@ -131,30 +180,17 @@ def variant(
     return Variant(method, precision, training)
 
 
-def spread(values: list[float], scale: float = 1, digits: int = 2) -> str:
-    """Median [first quartile, third quartile]."""
-    low, middle, high = (f"{scale * value:.{digits}f}" for value in quantiles(values, n=4))
-    return f"{middle} [{low}, {high}]"
-
-
-def _table(variants: list[Variant]) -> Table:
-    device, n = variants[0].training.device.type, len(variants[0].step)
-    threads = f", {torch.get_num_threads()} threads" if device == "cpu" else ""
-    title = (
-        f"One step of {TEACHER} -> {STUDENT}, batch {BATCH}, 3 x 32 x 32, {CLASSES} classes, on {device}{threads}\n"
-        f"median \\[quartiles] of {n} steps; ratios: of {ROUNDS} rounds, each to the plain student's step of its round"
-    )
-    table = Table(title=title, title_justify="left")
-    for header in ("precision", "method", "step, ms", "of it teacher, ms", "step / plain", "without teacher / plain"):
-        table.add_column(header, justify="left" if header in ("precision", "method") else "right", no_wrap=True)
-    for one in variants:
-        plain = next(v for v in variants if (v.method, v.precision) == ("vanilla", one.precision))
-        ratios, rest = one.ratios(plain)
-        table.add_row(
-            one.precision, one.method, spread(one.step, 1000, 1),
-            spread(one.teacher, 1000, 1) if one.teacher else "-", spread(ratios), spread(rest),
-        )  # fmt: skip
-    return table
+def _fill(training: Training) -> None:
+    """Noise in the place of the epoch's outputs of teachers: what they are does not change what a step costs."""
+    batch = next(training.batches.plain("test"))
+    batch = batch._replace(images=batch.images[:2], labels=batch.labels[:2])
+    for outputs in training.teachers.at_once:
+        example = outputs._of(batch.images, outputs.names)
+        generator = torch.Generator().manual_seed(2)
+        outputs._rows = {
+            name: torch.randn(IMAGES, *values.shape[1:], generator=generator).to(training.device, DTYPE)
+            for name, values in example.items()
+        }
 
 
 def _write_teacher(name: str, folder: Path) -> Path:

@@ -137,6 +137,10 @@ class Where(Frozen):
     assistant_weights: tuple[str, ...] = ()  # of the assistants, in their order
     device: str = "auto"  # "auto": cuda if there is one, else cpu
     cpus: int = Field(1, ge=1)  # threads
+    gpu_share: float | None = Field(
+        None, gt=0, le=1
+    )  # of a GPU's memory, where several trials are on it; None: all of it
+    cuda_graphs: bool = False  # whether the student's passes are recorded once and replayed, on CUDA
 
 
 M = TypeVar("M", bound=BaseModel)

@@ -13,8 +13,9 @@ from kdtrain import checkpoint, data, methods, metrics
 from kdtrain.batches import Batches
 from kdtrain.build import nesterov, networks, trial_id
 from kdtrain.config import ConfigError, Recipe, TeacherRef, TrialConfig, Where
-from kdtrain.device import device_of
+from kdtrain.device import set_up
 from kdtrain.forward import forward
+from kdtrain.graphs import Graphed
 from kdtrain.methods.base import Batch, Pretraining, first_rows
 from kdtrain.models.outputs import Model, Outputs
 from kdtrain.record import DivergedError, EpochRecord, TrialResult
@@ -41,8 +42,12 @@ class Training:
 
     def __init__(self, trial: TrialConfig, where: Where, state: bytes | None = None) -> None:
         self.trial, self.recipe, self.id = trial, trial.train, trial_id(trial)
-        self.device = device_of(where)
-        torch.set_num_threads(where.cpus)
+        self.device, self.graphs = set_up(where), where.cuda_graphs
+        if self.graphs and self.device.type != "cuda":
+            raise ConfigError(
+                f"run.cuda_graphs must be false on a device that is no GPU, but got true on {self.device}."
+            )
+        self.graph: Graphed | None = None  # of the student's passes, recorded in the first step of the recipe
         images = data.load(trial.data, where, self.device)
         self.batches = Batches(images, trial)
         setting, self.method = networks(trial, self.device, self._loader(where))
@@ -243,7 +248,9 @@ class Training:
         """One optimizer step; the detached terms and the number of images predicted right."""
         student, stage = None, self.stage
         teacher, assistants = self.teachers.of(batch) if self._looks_at_teacher(stage) else (None, ())
-        if stage is None or stage.student:
+        if self.graphs and stage is None:
+            student = self._replayed(batch.images)
+        elif stage is None or stage.student:
             student = self._student(batch.images, self.maps)
         if stage is not None:
             terms = self.method.pretrain_loss(batch, student, teacher)
@@ -268,6 +275,12 @@ class Training:
         """The student's outputs for the partners, without gradient."""
         with torch.no_grad():
             return None if images is None else self._student(images, frozenset())
+
+    def _replayed(self, images: Tensor) -> Outputs:
+        """The student's outputs by a CUDA graph, which the first batch records."""
+        if self.graph is None:
+            self.graph = Graphed(self.student, images, self.maps, self.recipe.precision)
+        return self.graph(images) if self.graph.fits(images) else self._student(images, self.maps)
 
     def _student(self, images: Tensor, maps: Set[str]) -> Outputs:
         return forward(self.student, images, maps, self.recipe.precision)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from kdtrain import data, metrics, models, subset, weights
 from kdtrain.batches import Batches
 from kdtrain.config import ConfigError, Probe, Recipe, TrialConfig, Where
-from kdtrain.device import device_of
+from kdtrain.device import set_up
 from kdtrain.draws import Stream, permutation
 from kdtrain.loop import lr_at
 from kdtrain.models.outputs import Model
@@ -122,8 +122,7 @@ class Probing:
     def __init__(self, trial: TrialConfig, where: Where, path: str) -> None:
         _check(trial)
         self.trial, self.probe = trial, _given(trial.probe)
-        self.device = device_of(where)
-        torch.set_num_threads(where.cpus)
+        self.device = set_up(where)
         images = data.load(trial.data, where, self.device)
         self.num_classes = images.info.num_classes
         self.batches = Batches(images, trial)

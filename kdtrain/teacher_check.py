@@ -5,7 +5,7 @@ import torch
 from kdtrain import checkpoint, data, metrics, models
 from kdtrain.batches import eval_chunks
 from kdtrain.config import ConfigError, DataConfig, TeacherRef, Where
-from kdtrain.device import device_of
+from kdtrain.device import set_up
 
 ROUNDING = 1e-6  # percent: 72.44 is within 0.1 of 72.34, though not in binary
 
@@ -15,8 +15,7 @@ def evaluate(ref: TeacherRef, config: DataConfig, path: str, where: Where) -> me
 
     ConfigError if the file is missing or damaged, does not fit or has another id than `ref`.
     """
-    device = device_of(where)
-    torch.set_num_threads(where.cpus)
+    device = set_up(where)
     info = data.info_of(config)
     with torch.random.fork_rng(devices=[]):
         model = models.build(ref.model, info.num_classes, info.in_channels)

@@ -54,7 +54,7 @@ class Teachers:
         if self.at_once:
             teacher, *assistants = (outputs.of(batch.indices) for outputs in self.at_once)
             return teacher, tuple(assistants)
-        return self.live(batch), tuple(self._ask(model, batch.images, frozenset()) for model in self.assistants)
+        return self.live(batch), self.live_assistants(batch)
 
     def live(self, batch: Batch) -> Outputs | None:
         """The teacher's outputs for any batch, computed now."""
@@ -63,6 +63,10 @@ class Teachers:
         digests = self.method.digests()
         maps = MAPS if digests else methods.needs(self.trial.method) & MAPS
         return self._ask(self.teacher, batch.images, maps, digests)
+
+    def live_assistants(self, batch: Batch) -> tuple[Outputs, ...]:
+        """The assistants' outputs for any batch, computed now."""
+        return tuple(self._ask(model, batch.images, frozenset()) for model in self.assistants)
 
     def _ask(self, model: Model, images: Tensor, maps: Set[str], digests: Iterable[str] = ()) -> Outputs:
         """Rounded where other trials may read the same from a file."""

@@ -49,7 +49,7 @@ def _weights(jobs: Sequence[Job], cost: Cost) -> dict[str, float]:
 
 
 class Progress(Callback):
-    """Follows Tune's trials: results hold `epoch`, `epochs` (of all stages) and perhaps `acc`.
+    """Follows Tune's trials: results hold `epoch`, `epochs` (of all stages) and perhaps `acc` and a `warning`.
 
     `jobs`: Tune's trial ids to jobs, filled by the searcher.
     `todo`: see `weights`; a trial that a search has chosen takes the place of one that was to be chosen.
@@ -71,6 +71,7 @@ class Progress(Callback):
         self.ended: dict[str, str] = {}  # job key to status
         self.running: dict[str, tuple[Job, dict[str, Any]]] = {}  # job key to its last result
         self.dead: set[str] = set()  # keys of jobs whose workers died too often
+        self.warned: set[str] = set()  # of what trials warn, each once
         self.start = self._line = time.monotonic()
         self._live = Live(get_renderable=self.render, console=console, refresh_per_second=2, transient=True)
 
@@ -99,6 +100,9 @@ class Progress(Callback):
         job = self.jobs.get(trial.trial_id)
         if job is None:
             return
+        if (warning := result.get("warning")) and warning not in self.warned:
+            self.warned.add(warning)
+            self.console.print(f"warning: {warning}", soft_wrap=True, highlight=False)
         if "status" in result:
             self._end(job, result["status"])
         elif "epoch" in result:

@@ -82,6 +82,8 @@ def where(spec: Spec) -> Where:
         skip_corrupt=table.skip_corrupt,
         device="cpu" if run.gpus == 0 else "auto",
         cpus=run.cpus,
+        gpu_share=run.gpus if run.gpus and run.gpus < 1 else None,
+        cuda_graphs=run.cuda_graphs,
     )
 
 

@@ -146,6 +146,7 @@ class RunTable(Frozen):
     cache_gb: float = Field(20.0, ge=0)  # of the outputs of teachers in it; 0: each trial computes its own
     cpus: int = Field(1, ge=1)
     gpus: Annotated[float, AfterValidator(_whole_or_share)] | None = None  # None: 1 where there are GPUs, else 0
+    cuda_graphs: bool = False  # whether the student's passes are recorded and replayed, on GPUs
     price: float | None = Field(None, gt=0)  # of an hour of a GPU, where trials use none of a core; for plans
     max_concurrent: int | None = Field(None, ge=1)
     max_failures: int = Field(3, ge=0)  # restarts of a trial whose worker died

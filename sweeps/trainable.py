@@ -159,6 +159,7 @@ class TrialTrainable(tune.Trainable):
             "device": device_name(device_of(self.job.where)),
             "replayed": self.training.source if isinstance(self.training, Replay) else None,
             "acc": last.val_acc if last.val_acc is not None else last.test_acc,
+            "warning": self.training.teachers.problem if isinstance(self.training, Training) else None,
         }
 
     def _where(self) -> Where:

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 import pytest
 
 from benchmarks import search_grid
+from benchmarks.page import Shown, middle, spread, write
 from benchmarks.search_grid import Grid
-from benchmarks.search_page import Shown, middle, spread, write
 from benchmarks.search_simulate import Ended, Strategy, reached, regret, simulate
 from benchmarks.search_tables import explained, random_share
 from kdtrain.config import ConfigError
@@ -164,8 +164,8 @@ def test_table_for_the_page():
 def test_measurements_replace_the_old_ones_and_leave_the_guide(tmp_path):
     page = tmp_path / "search.md"
     page.write_text("# Searches\n\nGuide.\n\n## Measurements\n\nold\n", encoding="utf-8")
-    write("A machine", [Shown("Title", "What it is.", ["", "a"], [["b", "1"]])], page)
+    write(page, "make it", "A machine", [Shown("Title", "What it is.", ["", "a"], [["b", "1"]])])
     text = page.read_text(encoding="utf-8")
-    assert text.startswith("# Searches\n\nGuide.\n\n## Measurements\n")
+    assert text.startswith("# Searches\n\nGuide.\n\n## Measurements\n\n    make it; writes this part\n\nA machine.\n")
     assert text.endswith("A machine.\n\n### Title\n\nWhat it is.\n\n|  | a |\n| --- | ---: |\n| b | 1 |\n")
     assert "old" not in text

@@ -1,4 +1,4 @@
-"""Tables of the search benchmark as plain data, for the terminal and for the last part of docs/search.md."""
+"""Tables of benchmarks as plain data, for the terminal and for the last part of a page of docs/."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -9,12 +9,8 @@ from statistics import quantiles
 import rich.table
 from rich.markup import escape
 
-PAGE = Path(__file__).parents[1] / "docs" / "search.md"
+DOCS = Path(__file__).parents[1] / "docs"
 TITLE = "## Measurements\n"  # what follows it is written anew
-HEAD = f"""{TITLE}
-    make bench-search    # python -m benchmarks search; writes this part
-
-"""
 
 
 @dataclass(frozen=True)
@@ -42,10 +38,11 @@ class Shown:
         return f"### {self.title}\n\n{self.about}\n\n{body}\n"
 
 
-def write(machine: str, tables: Iterable[Shown], path: Path = PAGE) -> None:
-    """Write the measurements after the guide that the page has before them."""
+def write(path: Path, command: str, machine: str, tables: Iterable[Shown]) -> None:
+    """Write the measurements after the guide that the page has before them. `command`: what writes them."""
     guide = path.read_text(encoding="utf-8").partition(TITLE)[0]
-    path.write_text(f"{guide}{HEAD}{machine}.\n\n" + "\n".join(map(Shown.markdown, tables)), encoding="utf-8")
+    head = f"{guide}{TITLE}\n    {command}; writes this part\n\n{machine}.\n\n"
+    path.write_text(head + "\n".join(map(Shown.markdown, tables)), encoding="utf-8")
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
