@@ -38,8 +38,8 @@ class _NCE(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h: Tensor, memory: Tensor, drawn: Tensor, z: Tensor, tau: float) -> tuple[Tensor, Tensor]:
         n, m = len(memory), drawn.shape[1] - 1
-        scores = h @ memory.T
-        x = scores.gather(1, drawn).div_(tau).exp_()
+        scores = (h / tau) @ memory.T
+        x = scores.gather(1, drawn).exp_()
         z = torch.where(z > 0, z, x.mean() * n)
         ratio = x.div_(z * (m / n + FLOOR))  # o / c
         losses = torch.log1p(1 / ratio[:, 0]) + sum_log1p(ratio[:, 1:]) + m * math.log1p(FLOOR * n / m)
@@ -100,7 +100,8 @@ def distinct_negatives(labels: Tensor, counts: Tensor, n: int, k: int) -> Tensor
     place = torch.rand(len(labels), most - k, dtype=torch.float64, device=labels.device).mul_(ranks).long()
     later = at[:, k:]
     at.scatter_reduce_(1, place, torch.where(later < start - own + n, later, 0), "amax")
-    return at[:, :k].remainder_(n)
+    at = at[:, :k] - n
+    return at.add_((at >> 31).bitwise_and_(n))  # the remainder by n: n again where it is below 0, without a division
 
 
 def repeated_negatives(labels: Tensor, counts: Tensor, n: int, k: int) -> Tensor:
