@@ -1,15 +1,17 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from scipy import stats
 
 from kdtrain.config import ConfigError
-from kdtrain.methods.crd import crd_loss, distinct_negatives, nce_loss, repeated_negatives
+from kdtrain.methods.crd import crd_loss, distinct_negatives, nce_loss, repeated_negatives, sum_log1p
 
 DRAWN = torch.tensor([[2, 0, 1, 3, 4, 5], [7, 8, 9, 10, 12, 13], [11, 14, 15, 16, 17, 18]])
 LABELS = torch.tensor([2] * 5 + [0] * 3 + [3] + [2] * 2 + [0] * 9)  # 20 images; there is no class 1
+IN_ORDER, COUNTS = LABELS.sort().values, torch.bincount(LABELS, minlength=10)  # of the rows of the memories
 
 
 def wave(shape, a, b):
@@ -156,57 +158,99 @@ class TestLoss:
         assert single.item() == pytest.approx(exact.item(), rel=3e-6)
 
 
+class TestSumOfLogarithms:
+    @pytest.mark.parametrize("width", [1, 2, 3, 7, 8, 9, 16, 1001])
+    @pytest.mark.parametrize("scale", [1e-7, 1.0, 1e6])
+    def test_equals_a_loop(self, width, scale):
+        x = scale * torch.rand(3, width, generator=torch.Generator().manual_seed(width), dtype=torch.float32)
+        expected = [math.fsum(math.log1p(value) for value in row) for row in x.tolist()]
+        assert sum_log1p(x).tolist() == pytest.approx(expected, rel=1e-8)
+
+    def test_large_numbers_do_not_overflow(self):
+        largest = torch.finfo(torch.float32).max
+        assert sum_log1p(torch.full((1, 20), largest)).item() == pytest.approx(20 * math.log(largest), rel=1e-12)
+
+    def test_argument_stays(self):
+        x = torch.tensor([[0.5, 1.0, 3.0]], dtype=torch.float64)
+        assert sum_log1p(x).item() == pytest.approx(math.log(1.5 * 2 * 4), rel=1e-14)
+        assert x.tolist() == [[0.5, 1.0, 3.0]]
+
+
 class TestNegatives:
     OWN = torch.tensor([0, 2, 3, 2, 0, 3, 3])
 
-    def repeated(self, k):
-        by_class = LABELS.argsort(stable=True)
-        return repeated_negatives(self.OWN, by_class, torch.bincount(LABELS, minlength=10), k)
+    def distinct(self, own, k):
+        return distinct_negatives(own, COUNTS, 20, k)
+
+    def repeated(self, own, k):
+        return repeated_negatives(own, COUNTS, 20, k)
 
     def test_are_of_other_classes(self):
         torch.manual_seed(0)
-        for negatives in (distinct_negatives(self.OWN, LABELS, 8), self.repeated(500)):
+        for negatives in (self.distinct(self.OWN, 8), self.repeated(self.OWN, 500)):
             assert negatives.shape[0] == len(self.OWN)
-            assert not (LABELS[negatives] == self.OWN[:, None]).any()
+            assert not (IN_ORDER[negatives] == self.OWN[:, None]).any()
             assert negatives.min() >= 0
 
     def test_distinct_ones_are_distinct(self):
         torch.manual_seed(0)
-        negatives = distinct_negatives(self.OWN, LABELS, 8)  # class 0 has 12 of the 20 images
+        negatives = self.distinct(self.OWN, 8)  # class 0 has 12 of the 20 images
         assert [len(set(row)) for row in negatives.tolist()] == [8] * 7
+
+    def test_published_number(self):
+        torch.manual_seed(0)
+        own, counts = torch.tensor([0, 57, 99, 57]), torch.full((100,), 500)
+        for row, label in zip(distinct_negatives(own, counts, 50_000, 16_384), own, strict=True):
+            assert len(row.unique()) == len(row) == 16_384
+            assert not (row.div(500, rounding_mode="floor") == label).any()
+            assert row.min() >= 0
+            assert row.max() < 50_000
 
     def test_all_of_the_others_if_as_many_are_asked_for(self):
         torch.manual_seed(0)
-        (row,) = distinct_negatives(torch.tensor([0]), LABELS, 8).tolist()
-        assert sorted(row) == (LABELS != 0).nonzero()[:, 0].tolist()
+        (row,) = self.distinct(torch.tensor([0]), 8).tolist()
+        assert sorted(row) == (IN_ORDER != 0).nonzero()[:, 0].tolist()
 
     @pytest.mark.parametrize("label", [0, 2, 3])
     @pytest.mark.parametrize("kind", ["distinct", "repeated"])
     def test_all_images_of_other_classes_are_equally_likely(self, kind, label):
         torch.manual_seed(0)
-        many = torch.full((8000,), label)
-        if kind == "distinct":
-            drawn = distinct_negatives(many, LABELS, 1)
-        else:
-            by_class, counts = LABELS.argsort(stable=True), torch.bincount(LABELS, minlength=10)
-            drawn = repeated_negatives(many, by_class, counts, 1)
-        counts = torch.bincount(drawn.flatten(), minlength=20)[label != LABELS]
+        drawn = getattr(self, kind)(torch.full((8000,), label), 1)
+        counts = torch.bincount(drawn.flatten(), minlength=20)[label != IN_ORDER]
         assert counts.sum() == 8000
         assert stats.chisquare(counts.numpy()).pvalue > 1e-3
 
-    def test_sets_are_equally_likely(self):
-        # 2 of the 4 images outside class 1: six sets.
+    # Of few rows all are candidates, of 140 not: then their number and their places are random, too.
+    @pytest.mark.parametrize(("counts", "sets"), [((2, 2, 2), 6), ((5, 30, 15), 190)])
+    def test_sets_are_equally_likely(self, counts, sets):
+        # 2 of the 4 (20) images outside class 1.
         torch.manual_seed(0)
-        labels = torch.tensor([0, 1, 0, 2, 1, 2])
-        pairs = distinct_negatives(torch.ones(6000, dtype=torch.int64), labels, 2).sort(1).values
-        _, counts = torch.unique(pairs, dim=0, return_counts=True)
-        assert len(counts) == 6
-        assert stats.chisquare(counts.numpy()).pvalue > 1e-3
+        own, n = torch.ones(100 * sets, dtype=torch.int64), sum(counts)
+        pairs = distinct_negatives(own, torch.tensor(counts), n, 2).sort(1).values
+        _, times = torch.unique(pairs, dim=0, return_counts=True)
+        assert len(times) == sets
+        assert stats.chisquare(times.numpy()).pvalue > 1e-3
+
+    @pytest.mark.parametrize("k", [1, 3, 40])
+    @pytest.mark.parametrize("part", [slice(0, 60), slice(1, None, 2), slice(110, 170), slice(250, None)])
+    def test_number_in_any_part_is_hypergeometric(self, k, part):
+        # Rows 120..159 are of the own class: 260 others.
+        torch.manual_seed(0)
+        own = torch.ones(20_000, dtype=torch.int64)
+        drawn = distinct_negatives(own, torch.tensor([120, 40, 140]), 300, k)
+        inside = torch.zeros(300, dtype=torch.bool)
+        inside[part] = True
+        members = int(inside.sum()) - int(inside[120:160].sum())
+        times = torch.bincount(inside[drawn].sum(1), minlength=k + 1).numpy()
+        expected = 20_000 * stats.hypergeom(260, members, k).pmf(range(k + 1))
+        often = expected > 5
+        observed, expected = (np.append(x[often][1:], x[often][0] + x[~often].sum()) for x in (times, expected))
+        assert stats.chisquare(observed, expected).pvalue > 1e-3
 
     def test_samples_are_drawn_independently(self):
         torch.manual_seed(0)
         same = torch.zeros(2, dtype=torch.int64)
-        for rows in (distinct_negatives(same, LABELS, 4), self.repeated(30)[[0, 4]]):
+        for rows in (self.distinct(same, 4), self.repeated(same, 30)):
             assert rows[0].sort().values.tolist() != rows[1].sort().values.tolist()
 
 
@@ -259,8 +303,8 @@ class TestAllocation:
 
 class TestMethod:
     def test_golden_step(self, toy, golden, memories, anchors, monkeypatch):
-        method = direct(crd(toy, torch.arange(20) % 10, d_s=4, d_t=4), memories)
-        monkeypatch.setattr(method, "_drawn", lambda places, labels: DRAWN)
+        method = direct(crd(toy, torch.arange(20) // 2, d_s=4, d_t=4), memories)  # rows in the images' order
+        monkeypatch.setattr(method, "_drawn", lambda rows, labels: DRAWN)
         batch = toy.batch(golden.y[:3])._replace(indices=torch.tensor([2, 7, 11]))
         terms = method.loss(batch, *sides(toy, golden, *anchors))
         assert terms["crd"].item() == pytest.approx(0.8 * 19.887837, rel=1e-7)
@@ -276,7 +320,7 @@ class TestMethod:
         torch.manual_seed(5)
         terms = method.loss(batch, toy.outputs(golden.zs, golden.vs), toy.outputs(golden.zt, vt))
         torch.manual_seed(5)
-        drawn = method._drawn(batch.indices, batch.labels)
+        drawn = method._drawn(method.rows[batch.indices], batch.labels)
         h_s = unit(golden.vs @ method.embed_s.weight.T + method.embed_s.bias)
         h_t = unit(vt @ method.embed_t.weight.T + method.embed_t.bias)
         value = slow_nce(h_s, memories[1], drawn, tau=tau)[0] + slow_nce(h_t, memories[0], drawn, tau=tau)[0]
@@ -293,7 +337,7 @@ class TestMethod:
         parameters = [vs, *method.parameters()]
         got = torch.autograd.grad(terms["crd"], parameters)
         torch.manual_seed(5)
-        drawn = method._drawn(batch.indices, batch.labels)
+        drawn = method._drawn(method.rows[batch.indices], batch.labels)
         h_s, h_t = F.normalize(method.embed_s(vs)), F.normalize(method.embed_t(vt))
         loss, _ = crd_loss(h_s, h_t, *memories, drawn, torch.zeros(2), 0.07)
         for gradient, expected in zip(got, torch.autograd.grad(0.8 * loss, parameters), strict=True):
@@ -317,7 +361,7 @@ class TestMethod:
         terms = method.loss(second, *sides(toy, golden, golden.vs[3:7], golden.vt[3:7]))
         assert method.z.tolist() == z
         torch.manual_seed(5)
-        drawn = method._drawn(second.indices, second.labels)
+        drawn = method._drawn(method.rows[second.indices], second.labels)
         h_s, h_t = F.normalize(method.embed_s(golden.vs[3:7])), F.normalize(method.embed_t(golden.vt[3:7]))
         value = slow_nce(h_s, memories[1], drawn, z[0])[0] + slow_nce(h_t, memories[0], drawn, z[1])[0]
         assert terms["crd"].item() == pytest.approx(0.8 * value)
@@ -334,27 +378,27 @@ class TestMethod:
         for side, embed, features in (("s", method.embed_s, student.pooled), ("t", method.embed_t, teacher.pooled)):
             h = unit(embed(features)).tolist()
             expected = [list(row) for row in before[side]]
-            for row, place in enumerate((4, 19, 0)):
-                mixed = [momentum * m + (1 - momentum) * v for m, v in zip(expected[place], h[row], strict=True)]
+            for one, row in enumerate((16, 11, 12)):  # class 0 has rows 0..11, class 2 has 12..18
+                mixed = [momentum * m + (1 - momentum) * v for m, v in zip(expected[row], h[one], strict=True)]
                 length = math.sqrt(sum(v * v for v in mixed))
-                expected[place] = [v / length for v in mixed]
+                expected[row] = [v / length for v in mixed]
             after = getattr(method, f"memory_{side}")
             torch.testing.assert_close(after, torch.tensor(expected, dtype=torch.float64))
             assert not after.requires_grad
 
     def test_the_positive_is_the_image_itself(self, toy):
-        places = torch.tensor([4, 19, 0])
-        drawn = crd(toy)._drawn(places, LABELS[places])
-        assert drawn[:, 0].tolist() == [4, 19, 0]
+        rows = torch.tensor([16, 11, 12])
+        drawn = crd(toy)._drawn(rows, IN_ORDER[rows])
+        assert drawn[:, 0].tolist() == [16, 11, 12]
 
     def test_relaxed_positives_are_any_of_the_class(self, toy):
         method = crd(toy, positives="relax")
-        places = torch.tensor([0, 8, 5]).repeat(2000)
+        rows = torch.tensor([12, 19, 0]).repeat(2000)
         torch.manual_seed(0)
-        first = method._drawn(places, LABELS[places])[:, 0].view(2000, 3)
+        first = method._drawn(rows, IN_ORDER[rows])[:, 0].view(2000, 3)
         for column, label in enumerate((2, 3, 0)):
             counts = torch.bincount(first[:, column], minlength=20)
-            members = label == LABELS
+            members = label == IN_ORDER
             assert counts[~members].sum() == 0
             assert members.sum() == 1 or stats.chisquare(counts[members].numpy()).pvalue > 1e-3
 
