@@ -49,11 +49,12 @@ def run(
     StoreError if results cannot be written; KeyboardInterrupt passes through.
     """
     wilcoxon = scheduler is not None and scheduler.name == "wilcoxon"
-    search = SweepSearch(todo, scheduler.p_threshold if scheduler is not None and wilcoxon else None)
+    expected = weights(todo, cost)
+    search = SweepSearch(todo, expected, scheduler.p_threshold if scheduler is not None and wilcoxon else None)
     if not search.to_come:  # all that is left needs a teacher that failed
         return search.blocked
     teachers = {job.key for job in todo.jobs if job.role == "teacher"}
-    progress = Progress(console, search.jobs, weights(todo, cost), teachers, todo.done, search.skipped)
+    progress = Progress(console, search.jobs, expected, teachers, todo.done, search.skipped)
     schedulers = None
     if scheduler is not None and not wilcoxon:
         schedulers = StudySchedulers(scheduler, search.jobs, {each.study.id: each.blind for each in todo.searches})
