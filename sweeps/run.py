@@ -26,7 +26,7 @@ from sweeps.cost import Cost
 from sweeps.ended import clean, end
 from sweeps.job import Blocked, Job, Missing
 from sweeps.progress import Progress, weights
-from sweeps.scheduler import StudySchedulers
+from sweeps.scheduler import InOrder, StudySchedulers
 from sweeps.schema import Status
 from sweeps.search import SweepSearch
 from sweeps.store import StoreError
@@ -55,7 +55,7 @@ def run(
         return search.blocked
     teachers = {job.key for job in todo.jobs if job.role == "teacher"}
     progress = Progress(console, search.jobs, expected, teachers, todo.done, search.skipped)
-    schedulers = None
+    schedulers = InOrder()
     if scheduler is not None and not wilcoxon:
         schedulers = StudySchedulers(scheduler, search.jobs, {each.study.id: each.blind for each in todo.searches})
         for each in todo.searches:
@@ -93,6 +93,11 @@ def _start_ray() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what goes wrong is told by rows
 
 
+def _is_own() -> bool:
+    """Whether this process has started Ray, which is then this machine alone."""
+    return bool(ray._private.worker._global_node.is_head())
+
+
 def _check_fits(table: RunTable) -> None:
     """ConfigError if no machine has what a trial asks for: Tune would wait for ever and say nothing.
 
@@ -109,7 +114,7 @@ def _check_fits(table: RunTable) -> None:
 
 def _fit(
     search: SweepSearch,
-    scheduler: StudySchedulers | None,
+    scheduler: InOrder,
     progress: Progress,
     table: RunTable,
     scratch: str,
@@ -123,8 +128,10 @@ def _fit(
     slots = int(cluster.get("CPU", 0) // table.cpus)
     slots = min(slots, int(cluster.get("GPU", 0) / gpus + 1e-6)) if gpus else slots
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots or PENDING)
-    # A study is asked when a worker is free and not before, so that it knows all that has ended.
-    at_once = table.max_concurrent or (slots or None if search.studies else None)
+    # A study is asked when a worker is free and not before, so that it knows all that has ended. Nor is anything begun
+    # before where no machine can join: Tune would request a place for each trial that waits, and cancel the request.
+    at_once = table.max_concurrent or (slots or None if search.studies or _is_own() else None)
+    scheduler.places = min(slots, at_once) if at_once else slots
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": table.cpus, "gpu": gpus}),
         tune_config=tune.TuneConfig(
