@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from typing import Any
 
 # Ray reads these when it is imported or started: no loggers and no state of Tune's own, no banners, no usage report.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
@@ -95,7 +96,8 @@ def _start_ray() -> None:
 
 def _is_own() -> bool:
     """Whether this process has started Ray, which is then this machine alone."""
-    return bool(ray._private.worker._global_node.is_head())
+    node: Any = ray._private.worker._global_node  # Ray has no other way to say so
+    return bool(node.is_head())
 
 
 def _check_fits(table: RunTable) -> None:
