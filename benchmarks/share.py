@@ -17,7 +17,7 @@ from sweeps.spec import read
 from sweeps.store import TEACHERS, Store
 
 TRIALS = 40
-SHARE = 0.95  # of the time of all slots from the first begin to the last end, in which trials train
+SHARE = 0.95  # of the time of all slots in which trials train, beside the start and the end of workers
 OVERHEAD = 0.1  # seconds a trial of the rest
 SHORT = f"""
 [sweep]
@@ -73,26 +73,35 @@ def _seconds(rows: Iterable[Row]) -> float:
 
 
 def _overhead(ran: Ran) -> Table:
-    n, trained = len(ran.students), _seconds(ran.students)
-    first = min(row["started_at"] for row in ran.students)
-    last = max(row["ended_at"] for row in ran.students)
-    span = (last - first).total_seconds()
-    share, rest = trained / (ran.slots * span), (ran.slots * span - trained) / n
-    own = sum((row["ended_at"] - row["started_at"]).total_seconds() for row in ran.students) - trained
-    table = Table(title=f"{n} short trials, one run, {ran.slots} at a time", title_justify="left")
+    """Of each worker from the end of its first trial, in which it is still starting, to the end of its last."""
+    n, rows = len(ran.students) - ran.slots, sorted(ran.students, key=lambda row: row["started_at"])
+    ends = sorted(row["ended_at"] for row in rows)
+    spans = zip((row["ended_at"] for row in rows[: ran.slots]), ends[-ran.slots :], strict=True)
+    slots = sum((last - first).total_seconds() for first, last in spans)
+    trained = _seconds(rows[ran.slots :])
+    rest, share = (slots - trained) / n, trained / slots
+    every = _seconds(rows) / (ran.slots * ran.wall)
+    table = Table(title=f"{len(rows)} short trials, one run, {ran.slots} at a time", title_justify="left")
     for header in ("", "seconds", "target"):
         table.add_column(header, justify="right" if header == "seconds" else "left")
     for label, value, target in (
         ("wall time of the command", f"{ran.wall:.1f}", ""),
-        ("before the first trial began: plan, Ray, workers", f"{(first - ran.begun).total_seconds():.1f}", ""),
-        ("first begin to last end", f"{span:.1f}", ""),
+        ("start, once: until the first trial began", f"{(rows[0]['started_at'] - ran.begun).total_seconds():.1f}", ""),
+        ("start, once: first trial of a worker, beside training", f"{_beside(rows[: ran.slots]):.1f}", ""),
+        ("end, once: a worker without work", f"{(ends[-1] - ends[-ran.slots]).total_seconds():.1f}", ""),
         ("training, a trial", f"{trained / n:.2f}", ""),
         ("overhead, a trial", f"{rest:.3f}", f"at most {OVERHEAD}: {'kept' if rest <= OVERHEAD else 'exceeded'}"),
-        ("of it in the worker: networks, images, files, metrics", f"{own / n:.3f}", ""),
+        ("of it in the worker: networks, files, metrics", f"{_beside(rows[ran.slots :]):.3f}", ""),
         ("training, of all slots", f"{share:.1%}", f"at least {SHARE:.0%}: {'kept' if share >= SHARE else 'missed'}"),
+        ("training, of all slots of the command", f"{every:.1%}", ""),
     ):
         table.add_row(label, value, target)
     return table
+
+
+def _beside(rows: list[Row]) -> float:
+    """The mean seconds of a trial in its worker, without its training."""
+    return (sum((row["ended_at"] - row["started_at"]).total_seconds() for row in rows) - _seconds(rows)) / len(rows)
 
 
 def _shares(ran: Ran, name: str) -> Table:
