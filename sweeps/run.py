@@ -132,8 +132,9 @@ def _fit(
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots or PENDING)
     # A study is asked when a worker is free and not before, so that it knows all that has ended. Nor is anything begun
     # before where no machine can join: Tune would request a place for each trial that waits, and cancel the request.
-    at_once = table.max_concurrent or (slots or None if search.studies or _is_own() else None)
-    scheduler.places = min(slots, at_once) if at_once else slots
+    own = _is_own()
+    at_once = table.max_concurrent or (slots or None if search.studies or own else None)
+    scheduler.places = slots if own else 0  # elsewhere others may take them
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": table.cpus, "gpu": gpus}),
         tune_config=tune.TuneConfig(

@@ -55,7 +55,7 @@ class InOrder(FIFOScheduler):
     gives the worker of a trial that has ended to the first that waits, though a worker may be starting for that one,
     which is then ended: while trials are shorter than the start of a worker, no second one would ever be up.
 
-    places: for how many trials there is room at once; more may wait.
+    places: for how many trials there is room for certain; more may wait.
     """
 
     def __init__(self) -> None:
