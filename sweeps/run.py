@@ -114,6 +114,13 @@ def _check_fits(table: RunTable) -> None:
             raise ConfigError(f"run.{key} must be at most what a machine has, {most:g}, but got {wanted:g}.")
 
 
+def _slots(cpus: int, gpus: float) -> int:
+    """For how many trials at a time there is room."""
+    cluster = ray.cluster_resources()
+    slots = int(cluster.get("CPU", 0) // cpus)
+    return min(slots, int(cluster.get("GPU", 0) / gpus + 1e-6)) if gpus else slots
+
+
 def _fit(
     search: SweepSearch,
     scheduler: InOrder,
@@ -122,13 +129,11 @@ def _fit(
     scratch: str,
     trainable: type,
 ) -> None:
-    cluster = ray.cluster_resources()
     _check_fits(table)
-    gpus = table.gpus if table.gpus is not None else min(1.0, cluster.get("GPU", 0))
+    gpus = table.gpus if table.gpus is not None else min(1.0, ray.cluster_resources().get("GPU", 0))
     # All workers start at once: by default Tune asks for the next trial when the last one's worker is up.
     # Where no worker is up yet, the trials that wait tell the autoscaler how many to start.
-    slots = int(cluster.get("CPU", 0) // table.cpus)
-    slots = min(slots, int(cluster.get("GPU", 0) / gpus + 1e-6)) if gpus else slots
+    slots = _slots(table.cpus, gpus)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots or PENDING)
     # A study is asked when a worker is free and not before, so that it knows all that has ended. Nor is anything begun
     # before where no machine can join: Tune would request a place for each trial that waits, and cancel the request.
