@@ -1,9 +1,20 @@
-"""What a trial costs that does nothing: Ray Tune, the plan and the result files, without any training."""
+"""What a trial costs that does nothing: Ray Tune, the plan and the result files, without any training.
+
+python -m benchmarks.trials N measures N trials and prints the figures as JSON.
+"""
 
 import io
+import json
+import os
+import resource
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterable
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -20,9 +31,10 @@ from sweeps.spec import parse_text
 from sweeps.store import Store
 from sweeps.trainable import TrialTrainable
 
-TRIALS = 200
-BUDGET = 0.25  # seconds a trial
-SPEC = f"""
+SIZES = (1_000, 10_000)
+BUDGET = 0.03  # seconds a trial of a whole run
+GROWTH = 1.1  # how much longer a trial of a plan may take than one of a plan a tenth as long, for noise
+SPEC = """
 [sweep]
 name = "nothing"
 [data]
@@ -32,7 +44,7 @@ epochs = 1
 [grid]
 pair = ["resnet8"]
 method = ["vanilla"]
-seed = {list(range(TRIALS))}
+seed = {seeds}
 """
 RECORD = EpochRecord(
     stage="train", epoch=1, lr=0.1, terms={"ce": 1.0}, train_acc=1.0, val_acc=None, test_acc=1.0, seconds=0.1
@@ -45,35 +57,80 @@ RESULT = TrialResult(
 
 
 class Nothing(TrialTrainable):
-    """Writes the files that a trial of one epoch writes, and trains nothing."""
+    """Reads and writes the files that a trial of one epoch does, and trains nothing."""
 
     def _step(self) -> dict[str, Any]:
         job, store = self.job, self.job.store
+        if (ended := self._completed()) is not None:
+            return ended
         store.read_bytes("checkpoints", f"{job.id}.pt")
         store.write_epochs(job.id, [rows.epoch(job.id, RECORD)])
         return self._end(Status.COMPLETED, RESULT)
 
 
-def measure() -> Iterable[Table]:
-    """One table: seconds a trial, with the start of Ray and of its workers and without."""
+def sweep(trials: int) -> dict[str, float]:
+    """Seconds of planning, of the start of Ray and its workers, of the run and of a trial; MiB of the driver; files."""
     with tempfile.TemporaryDirectory() as results:
-        spec = parse_text(SPEC)
+        text = SPEC.format(seeds=list(range(trials)))
+        spec = parse_text(text)
         spec = spec.model_copy(update={"run": spec.run.model_copy(update={"results": results})})
         start = time.perf_counter()
-        todo = missing(spec, SPEC, expand(spec), retry_failed=False)
-        planned = time.perf_counter()
+        todo = missing(spec, text, expand(spec), retry_failed=False)
+        planned, begun = time.perf_counter(), datetime.now(UTC)
         run(todo, spec.run, None, Cost([]), Console(file=io.StringIO()), Nothing)
         wall = time.perf_counter() - planned
-        ended = sorted(Store(results, "nothing").read_trials()["ended_at"].to_pylist())
-    assert len(ended) == TRIALS
-    steady = (ended[-1] - ended[0]).total_seconds() / (TRIALS - 1)
-    table = Table(title=f"{TRIALS} trials that do nothing, one run", title_justify="left")
-    for header in ("", "total, s", "a trial, s", f"budget of {BUDGET} s"):
-        table.add_column(header, justify="right" if header else "left")
-    table.add_row("plan", f"{planned - start:.2f}", f"{(planned - start) / TRIALS:.4f}", "")
-    for name, total, each in (
-        ("run, with the start of Ray", wall, wall / TRIALS),
-        ("run, first to last end", steady * (TRIALS - 1), steady),
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        ended = Store(results, "nothing").read_trials().to_pandas()
+        files = sum(path.is_file() for path in Path(results).rglob("*"))
+    assert len(ended) == trials
+    first, last = ended["started_at"].min(), ended["ended_at"].max()
+    return {
+        "trials": trials,
+        "plan": planned - start,
+        "start": (first - begun).total_seconds(),
+        "run": wall,
+        "steady": (last - first).total_seconds() / trials,
+        "peak": peak,
+        "files": files,
+    }
+
+
+def measure() -> Iterable[Table]:
+    """One table: what plans of 1,000 and 10,000 trials take, each in a process of its own."""
+    measured = [_apart(trials) for trials in SIZES]
+    table = Table(title="trials that do nothing, one run each", title_justify="left")
+    table.add_column("")
+    for one in measured:
+        table.add_column(f"{one['trials']:,} trials", justify="right")
+    table.add_column("target")
+    whole = [one["run"] / one["trials"] for one in measured]
+    growth = [later["steady"] / earlier["steady"] for earlier, later in pairwise(measured)]
+    for label, values, target in (
+        ("plan, s", [f"{one['plan']:.1f}" for one in measured], ""),
+        ("start of Ray and of its workers, s", [f"{one['start']:.1f}" for one in measured], ""),
+        ("run, with that start, s", [f"{one['run']:.1f}" for one in measured], ""),
+        ("of it a trial, ms", [f"{1e3 * each:.1f}" for each in whole], _said(whole[-1], BUDGET, f"{1e3 * BUDGET:g}")),
+        ("first begin to last end, a trial, ms", [f"{1e3 * one['steady']:.1f}" for one in measured], ""),
+        ("to a trial of the plan before", ["", *(f"{each:.2f}" for each in growth)], _said(growth[-1], GROWTH, "1.1")),
+        ("peak memory of the driver, MiB", [f"{one['peak']:.0f}" for one in measured], ""),
+        ("result files", [f"{one['files']:,.0f}" for one in measured], ""),
     ):
-        table.add_row(name, f"{total:.2f}", f"{each:.4f}", "kept" if each <= BUDGET else "exceeded")
+        table.add_row(label, *values, target)
     yield table
+
+
+def _apart(trials: int) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.trials", str(trials)]
+    environment = {**os.environ, "RAY_ADDRESS": "local"}
+    told: dict[str, float] = json.loads(
+        subprocess.run(command, check=True, capture_output=True, env=environment).stdout
+    )
+    return told
+
+
+def _said(value: float, most: float, text: str) -> str:
+    return f"at most {text}: {'kept' if value <= most else 'exceeded'}"
+
+
+if __name__ == "__main__":
+    print(json.dumps(sweep(int(sys.argv[1]))))

@@ -1,7 +1,8 @@
 """What a person sees while a sweep runs: one live display on a terminal, one line a minute elsewhere."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, Self
 
 from ray.tune import Callback
@@ -64,9 +65,10 @@ class Progress(Callback):
         todo: Mapping[str, float],
         teachers: Set[str],
         done: int,
-        skipped: Iterable[Job] = (),
+        skipped: Sequence[Job] = (),
     ) -> None:
-        self.skipped = skipped
+        self.skipped, self._skipped = skipped, 0  # and how many of them are counted
+        self._chosen = Counter[str]()  # `PHASE STUDY`: how many trials have taken the place of one to be chosen
         self.console, self.jobs, self.todo, self.teachers, self.before = console, jobs, dict(todo), set(teachers), done
         self.ended: dict[str, str] = {}  # job key to status
         self.running: dict[str, tuple[Job, dict[str, Any]]] = {}  # job key to its last result
@@ -113,9 +115,10 @@ class Progress(Callback):
         job = self.jobs.get(trial.trial_id)
         if job is not None and job.key in self.running:
             self._end(job, Status.STOPPED)
-        for other in self.skipped:
+        for other in self.skipped[self._skipped :]:
             self._place(other)
             self._end(other, Status.STOPPED)
+        self._skipped = len(self.skipped)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial's worker died too often."""
@@ -149,9 +152,9 @@ class Progress(Callback):
         """Count a trial that was not planned: a search has chosen it, or it is the teacher of one."""
         if job.key in self.todo:
             return
-        chosen = f"{job.searched.get('phase')} {job.searched.get('study')} "
-        stand_in = next((key for key in self.todo if key.startswith(chosen)), None)
-        self.todo[job.key] = 0.0 if stand_in is None else self.todo.pop(stand_in)
+        chosen = f"{job.searched.get('phase')} {job.searched.get('study')}"
+        self.todo[job.key] = self.todo.pop(f"{chosen} {self._chosen[chosen]}", 0.0)
+        self._chosen[chosen] += 1
         if job.role == "teacher":
             self.teachers.add(job.key)
 

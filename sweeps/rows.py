@@ -115,10 +115,10 @@ def provenance(
     return {
         "sweep": source["sweep"],
         "spec_sha256": source["spec_sha256"],
-        "kdsweep": version("kdsweep"),
+        "kdsweep": _version("kdsweep"),
         "git_commit": source["git_commit"] or None,
         "python": platform.python_version(),
-        "torch": version("torch"),
+        "torch": _version("torch"),
         "host": socket.gethostname(),
         "device": device,
         "replayed": replayed,
@@ -127,6 +127,9 @@ def provenance(
         "started_at": started_at,
         "ended_at": datetime.now(UTC),
     }
+
+
+_version = cache(version)  # which reads files
 
 
 @cache

@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from typing import Any
 
 # Ray reads these when it is imported or started: no loggers and no state of Tune's own, no banners, no usage report.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
@@ -26,7 +27,7 @@ from sweeps.cost import Cost
 from sweeps.ended import clean, end
 from sweeps.job import Blocked, Job, Missing
 from sweeps.progress import Progress, weights
-from sweeps.scheduler import StudySchedulers
+from sweeps.scheduler import InOrder, StudySchedulers
 from sweeps.schema import Status
 from sweeps.search import SweepSearch
 from sweeps.store import StoreError
@@ -49,12 +50,13 @@ def run(
     StoreError if results cannot be written; KeyboardInterrupt passes through.
     """
     wilcoxon = scheduler is not None and scheduler.name == "wilcoxon"
-    search = SweepSearch(todo, scheduler.p_threshold if scheduler is not None and wilcoxon else None)
+    expected = weights(todo, cost)
+    search = SweepSearch(todo, expected, scheduler.p_threshold if scheduler is not None and wilcoxon else None)
     if not search.to_come:  # all that is left needs a teacher that failed
         return search.blocked
     teachers = {job.key for job in todo.jobs if job.role == "teacher"}
-    progress = Progress(console, search.jobs, weights(todo, cost), teachers, todo.done, search.skipped)
-    schedulers = None
+    progress = Progress(console, search.jobs, expected, teachers, todo.done, search.skipped)
+    schedulers = InOrder()
     if scheduler is not None and not wilcoxon:
         schedulers = StudySchedulers(scheduler, search.jobs, {each.study.id: each.blind for each in todo.searches})
         for each in todo.searches:
@@ -92,6 +94,12 @@ def _start_ray() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what goes wrong is told by rows
 
 
+def _is_own() -> bool:
+    """Whether this process has started Ray, which is then this machine alone."""
+    node: Any = ray._private.worker._global_node  # Ray has no other way to say so
+    return bool(node.is_head())
+
+
 def _check_fits(table: RunTable) -> None:
     """ConfigError if no machine has what a trial asks for: Tune would wait for ever and say nothing.
 
@@ -106,24 +114,32 @@ def _check_fits(table: RunTable) -> None:
             raise ConfigError(f"run.{key} must be at most what a machine has, {most:g}, but got {wanted:g}.")
 
 
+def _slots(cpus: int, gpus: float) -> int:
+    """For how many trials at a time there is room."""
+    cluster = ray.cluster_resources()
+    slots = int(cluster.get("CPU", 0) // cpus)
+    return min(slots, int(cluster.get("GPU", 0) / gpus + 1e-6)) if gpus else slots
+
+
 def _fit(
     search: SweepSearch,
-    scheduler: StudySchedulers | None,
+    scheduler: InOrder,
     progress: Progress,
     table: RunTable,
     scratch: str,
     trainable: type,
 ) -> None:
-    cluster = ray.cluster_resources()
     _check_fits(table)
-    gpus = table.gpus if table.gpus is not None else min(1.0, cluster.get("GPU", 0))
+    gpus = table.gpus if table.gpus is not None else min(1.0, ray.cluster_resources().get("GPU", 0))
     # All workers start at once: by default Tune asks for the next trial when the last one's worker is up.
     # Where no worker is up yet, the trials that wait tell the autoscaler how many to start.
-    slots = int(cluster.get("CPU", 0) // table.cpus)
-    slots = min(slots, int(cluster.get("GPU", 0) / gpus + 1e-6)) if gpus else slots
+    slots = _slots(table.cpus, gpus)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots or PENDING)
-    # A study is asked when a worker is free and not before, so that it knows all that has ended.
-    at_once = table.max_concurrent or (slots or None if search.studies else None)
+    # A study is asked when a worker is free and not before, so that it knows all that has ended. Nor is anything begun
+    # before where no machine can join: Tune would request a place for each trial that waits, and cancel the request.
+    own = _is_own()
+    at_once = table.max_concurrent or (slots or None if search.studies or own else None)
+    scheduler.places = slots if own else 0  # elsewhere others may take them
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": table.cpus, "gpu": gpus}),
         tune_config=tune.TuneConfig(

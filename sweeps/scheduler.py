@@ -1,4 +1,4 @@
-"""Which trials of a search are stopped early: one of Ray Tune's schedulers for each study."""
+"""Which trials begin next, and which of a search are stopped early: one of Ray Tune's schedulers for each study."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -48,7 +48,38 @@ class Ended:
     trial_id: str
 
 
-class StudySchedulers(FIFOScheduler):
+class InOrder(FIFOScheduler):
+    """Begins trials in the order in which they were added, and lets all run.
+
+    Tune's own looks at all trials of a run, also at those that have ended, each time that anything happens; and it
+    gives the worker of a trial that has ended to the first that waits, though a worker may be starting for that one,
+    which is then ended: while trials are shorter than the start of a worker, no second one would ever be up.
+
+    places: for how many trials there is room for certain; more may wait.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = 0
+        self._open: list[Trial] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its schedulers into a file that nobody reads."""
+        return {}
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """A trial waits for a worker."""
+        self._open.append(trial)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """The first that waits; None where each has a place, for then Tune leaves each its worker. None is paused."""
+        self._open = [trial for trial in self._open if not trial.is_finished()]
+        if len(self._open) <= self.places:
+            return None
+        return next((trial for trial in self._open if trial.status == Trial.PENDING), None)
+
+
+class StudySchedulers(InOrder):
     """Gives each trial of a search to the scheduler of its study, and lets all others run.
 
     Trials of different methods or pairs are never compared. A trial is seen from the first epoch on after which its
@@ -60,10 +91,6 @@ class StudySchedulers(FIFOScheduler):
         self.table, self.jobs, self.blind = table, jobs, blind
         self.studies: dict[str, TrialScheduler] = {}
         self.seen: set[str] = set()  # Tune's ids of trials that a study's scheduler knows
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles its schedulers into a file that nobody reads."""
-        return {}
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """STOP or CONTINUE."""

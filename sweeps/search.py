@@ -1,7 +1,9 @@
 """The order in which trials are handed to Ray Tune, and the studies that are asked for more of them."""
 
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any
 
 from ray.tune.search import Searcher
@@ -9,10 +11,11 @@ from ray.tune.search import Searcher
 from sweeps.ask import Asking
 from sweeps.cells import Teachers
 from sweeps.ended import end
-from sweeps.job import ASKED, Blocked, Job, Missing, blocked_by
+from sweeps.job import ASKED, Blocked, Job, Missing
 from sweeps.points import Tried
 from sweeps.schema import Status
 from sweeps.store import StoreError
+from sweeps.waiting import Waiting
 
 # An idling trial lasts a share of the time that workers have idled so far, within limits, in seconds: few of them
 # are needed while a teacher trains for hours, and little time is lost when it ends.
@@ -23,8 +26,7 @@ class SweepSearch(Searcher):
     """Hands Tune each planned job once, and the points of studies. Tune's own trial ids map to jobs in `jobs`.
 
     A job waits until all that it needs is trained: its teacher and assistants, of a probe its student. If one of
-    those fails, or one that they need, it is never handed out and ends in `blocked`. `trained` holds the ids of those
-    that are trained.
+    those fails, or one that they need, it is never handed out and ends in `blocked`. `weights`: see `Waiting`.
 
     A study is asked where a worker is free and no planned job is ready: the one with the fewest trials under way, so
     that points are drawn with the most knowledge. When all its points have ended, its confirmations are planned jobs.
@@ -33,11 +35,12 @@ class SweepSearch(Searcher):
     there is nothing yet, Tune would end the idle worker, and starting one anew takes seconds.
     """
 
-    def __init__(self, todo: Missing, p_threshold: float | None = None) -> None:
+    def __init__(
+        self, todo: Missing, weights: Mapping[str, float] = MappingProxyType({}), p_threshold: float | None = None
+    ) -> None:
         super().__init__(metric=None, mode=None)
-        self.waiting = sorted(todo.jobs, key=_priority)
-        self.trained = set(todo.trained)
-        self.teachers = {job.id for job in self.waiting if job.role == "teacher"}
+        self.waiting = Waiting(todo.jobs, todo.trained, weights)
+        self.teachers = {job.id for job in todo.jobs if job.role == "teacher"}
         self.make = todo.maker
         self.jobs: dict[str, Job] = {}
         self.begun: dict[str, datetime] = {}  # Tune's ids: when they were handed out
@@ -103,7 +106,7 @@ class SweepSearch(Searcher):
         try:
             if job.is_search:
                 self._ended(job, self.begun[trial_id], status, result)
-            elif job.role != "student" or job.id not in self.teachers | self.trained:  # a teacher's weights count
+            elif job.role != "student" or not self._is_known(job.id):  # a teacher's weights count
                 self._settled(job, status == Status.COMPLETED)
             self._confirm()
         except StoreError as failure:
@@ -117,30 +120,22 @@ class SweepSearch(Searcher):
 
     def _next(self) -> Job | None:
         """A planned job that is ready, else that of a new point, unless a teacher of its own has to come first."""
-        while (job := self._ready()) is None and (study := self._freest()) is not None:
+        while (job := self.waiting.pop()) is None and (study := self._freest()) is not None:
             self._wait_for(study, study.ask())
             self._confirm()  # the point may have been given up at once, and the last one
         return job
 
-    def _ready(self) -> Job | None:
-        for i, job in enumerate(self.waiting):
-            if job.requirements <= self.trained:
-                return self.waiting.pop(i)
-        return None
-
     def _freest(self) -> Asking | None:
         """Of the studies that may be asked, the one with the fewest trials under way."""
-        busy: dict[str, int] = dict.fromkeys(self.studies, 0)
-        for job in self.waiting:
-            if job.is_search:
-                busy.pop(job.searched["study"], None)  # its last point waits for a teacher of its own
+        # Not one whose last point waits for a teacher of its own.
+        busy = {key: 0 for key in self.studies if not self.waiting.held_points[key]}
         for job in self.under_way.values():
             if job.is_search and job.searched["study"] in busy:
                 busy[job.searched["study"]] += 1
         ready = [
             (n, len(self.studies[key].points), place, key)
             for place, (key, n) in enumerate(busy.items())
-            if self.studies[key].left and self._needed(self.studies[key]) <= self.trained
+            if self.studies[key].left and self._needed(self.studies[key]) <= self.waiting.trained
         ]
         return self.studies[min(ready)[-1]] if ready else None
 
@@ -166,24 +161,27 @@ class SweepSearch(Searcher):
     def _queue(self, job: Job, teachers: Teachers) -> None:
         """Let a job wait for its turn, and teachers of its own that nobody has trained before it."""
         for key, trial in teachers.items() if not job.replay else ():
-            if key not in self.trained | self.teachers | self.lost.keys():
+            if not self._is_known(key) and key not in self.lost:
                 self._find_teacher(self.make("teacher", trial))
         if lost := job.requirements & self.lost.keys():
             self._block([Blocked(job, self.lost[min(lost)])])
         else:
-            self.waiting.append(job)
-        self.waiting.sort(key=_priority)
+            self.waiting.add(job)
+
+    def _is_known(self, key: str) -> bool:
+        """Whether it is the id of a network that is trained, or of a teacher that is to be."""
+        return key in self.waiting.trained or key in self.teachers
 
     def _find_teacher(self, job: Job) -> None:
         """Queue the training of a teacher unless an earlier run has trained it, or it cannot be trained."""
         status = job.store.statuses([job.id]).get(job.id)
         if status == Status.COMPLETED and job.store.exists("models", f"{job.id}.safetensors"):
-            self.trained.add(job.id)
+            self.waiting.train(job.id)
         elif lost := job.requirements & self.lost.keys():
             self.lost[job.id] = self.lost[min(lost)]
         elif status in (None, Status.COMPLETED) or self.retry_failed:
             self.teachers.add(job.id)
-            self.waiting.append(job)
+            self.waiting.add(job)
         else:
             self.lost[job.id] = job.label
 
@@ -237,13 +235,11 @@ class SweepSearch(Searcher):
     def _settled(self, job: Job, completed: bool) -> None:
         """A teacher, a student or a probe has ended; others may have waited for it."""
         if completed:
-            self.trained.add(job.id)
+            self.waiting.train(job.id)
             return
         self.lost[job.id] = job.label
-        blocked = blocked_by({job.id: job.label}, self.waiting)
-        out = {other.job.key for other in blocked}
+        blocked = self.waiting.give_up(job)
         self.lost |= {other.job.id: other.by for other in blocked if other.job.role == "teacher"}
-        self.waiting = [other for other in self.waiting if other.key not in out]
         self._block(blocked)
         for key, study in list(self.studies.items()):
             if self._needed(study) & self.lost.keys():
@@ -257,13 +253,5 @@ class SweepSearch(Searcher):
     def _stop(self, error: str) -> None:
         """Begin nothing more."""
         self.store_error = error
-        self.waiting, self.studies = [], {}
-
-
-def _priority(job: Job) -> tuple[int, float]:
-    """Teachers and assistants, then students that need none (they fill the machine meanwhile), the others, then probes.
-
-    Within each the longest first, so that no worker is left alone with a long trial at the end.
-    """
-    kind = {"teacher": 0, "student": 2 if job.requirements else 1, "probe": 3}[job.role]
-    return kind, -job.trial.data.fraction * job.trial.train.epochs
+        self.waiting.clear()
+        self.studies = {}

@@ -132,6 +132,8 @@ class TrialTrainable(tune.Trainable):
     def _completed(self) -> dict[str, Any] | None:
         """What Tune is told if all that the trial leaves is stored: its row and, if others need them, its weights."""
         job, store = self.job, self.job.store
+        if not store.exists("trials", f"{job.id}.parquet"):  # one look: readers list the whole folder
+            return None
         if job.keeps_weights and not store.exists("models", f"{job.id}.safetensors"):
             return None
         for row in store.read_trials([job.id]).select(["phase", "status", "epochs_done", "val_acc"]).to_pylist():

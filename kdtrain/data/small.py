@@ -3,6 +3,7 @@
 import math
 import pickle
 import struct
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,6 +80,12 @@ STL10 = Published("stl10", "STL10", "stl10_binary", ("train_X.bin", "train_y.bin
 
 def read_fashion_mini(where: Where) -> Arrays:
     """The subset that comes with the package."""
+    return _shipped()
+
+
+@cache
+def _shipped() -> Arrays:
+    # Unpacked once a process: a worker may train hundreds of short trials.
     with (resources.files("kdtrain") / "assets" / "fashion_mini.npz").open("rb") as file:
         shipped = np.load(file, allow_pickle=False)
         tensors = {key: torch.from_numpy(shipped[key]) for key in Arrays._fields}

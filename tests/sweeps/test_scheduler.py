@@ -10,7 +10,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
 from kdtrain.config import DataConfig, MethodRef, Recipe, TrialConfig, Where
 from sweeps.job import Job
-from sweeps.scheduler import StudySchedulers
+from sweeps.scheduler import InOrder, StudySchedulers
 from sweeps.tables import SchedulerTable
 
 
@@ -198,3 +198,32 @@ def test_trials_of_earlier_runs_count_as_if_they_had_run_now():
     resumed.scheduler.remember(SimpleNamespace(study=study, curves=curves, blind=1))
     decisions = [tune.epoch(key, 2, acc) for tune in (fresh, resumed) for key, acc in (("2", 55.0), ("3", 70.0))]
     assert decisions == [STOP, CONTINUE, STOP, CONTINUE]
+
+
+def test_trials_begin_in_the_order_in_which_they_were_added_where_more_wait_than_there_are_places():
+    order, trials = InOrder(), [Waiting() for _ in range(4)]
+    order.places = 2
+    for trial in trials[:2]:
+        order.on_trial_add(None, trial)
+    assert order.choose_trial_to_run(None) is None  # a worker starts for each
+    for trial in trials[2:]:
+        order.on_trial_add(None, trial)
+    assert order.choose_trial_to_run(None) is trials[0]
+    trials[0].status = "RUNNING"
+    assert order.choose_trial_to_run(None) is trials[1]
+    trials[1].status = "TERMINATED"
+    assert order.choose_trial_to_run(None) is trials[2]
+    trials[0].status = "PENDING"  # its worker died
+    assert order.choose_trial_to_run(None) is trials[0]
+    trials[0].status = "ERROR"
+    assert order.choose_trial_to_run(None) is None  # two are left
+
+
+class Waiting(SimpleNamespace):
+    """A trial of Tune's that waits for a worker."""
+
+    def __init__(self) -> None:
+        super().__init__(status="PENDING")
+
+    def is_finished(self) -> bool:
+        return self.status in ("ERROR", "TERMINATED")

@@ -1,5 +1,7 @@
 """The order in which jobs are handed out; Tune is played by the test."""
 
+from types import MappingProxyType
+
 import pytest
 
 from kdtrain.config import Where
@@ -21,13 +23,13 @@ def jobs(spec_text, tmp_path) -> list[Job]:
     return missing(spec, spec_text, expand(spec), retry_failed=False).jobs
 
 
-def searcher(jobs, trained) -> SweepSearch:
+def searcher(jobs, trained, weights=MappingProxyType({})) -> SweepSearch:
     """A search of planned jobs alone."""
     todo = Missing(
         jobs=list(jobs), published=[], trained=set(trained), blocked=[], done=0, searches=[], maker=lambda *_: None,
         retry_failed=False, replays=False,
     )  # fmt: skip
-    return SweepSearch(todo)
+    return SweepSearch(todo, weights)
 
 
 def handed(search: SweepSearch, key: str) -> str:
@@ -119,16 +121,85 @@ def test_nothing_is_handed_out_once_results_cannot_be_written(jobs):
     assert search.store_error == "cannot write x: No space left on device."
 
 
-def test_longest_trials_are_handed_out_first(jobs):
-    def with_fraction(job: Job, fraction: float) -> Job:
-        data = job.trial.data.model_copy(update={"fraction": fraction})
-        return job.model_copy(update={"id": str(fraction), "trial": job.trial.model_copy(update={"data": data})})
+def named(job: Job, key: str, needs: str | None = None) -> Job:
+    """A job with another id, and with another teacher if it has one."""
+    teacher = job.trial.teacher and job.trial.teacher.model_copy(update={"id": needs})
+    return job.model_copy(update={"id": key, "trial": job.trial.model_copy(update={"teacher": teacher})})
 
+
+class Workers:
+    """Two workers whose trials take as long as they weigh, on a clock that jumps from end to end."""
+
+    def __init__(self, search: SweepSearch, seconds: dict[str, float]) -> None:
+        self.search, self.seconds = search, seconds
+        self.begun: list[tuple[float, str]] = []
+        self.under_way: list[tuple[float, str]] = []  # when they end
+
+    def play(self) -> list[tuple[float, str]]:
+        """When each job began."""
+        now, asked = 0.0, 0
+        while True:
+            while len(self.under_way) < 2 and self._begin(now, str(asked := asked + 1)):
+                pass
+            if not self.under_way:
+                return self.begun
+            now, key = min(self.under_way)
+            self.under_way.remove((now, key))
+            self.search.on_trial_complete(key, COMPLETED)
+
+    def _begin(self, now: float, key: str) -> bool:
+        given = self.search.suggest(key)
+        if isinstance(given, dict) and "idle" in given:
+            self.search.on_trial_complete(key, {"done": True})
+            return False
+        if not isinstance(given, dict):
+            return False
+        job = self.search.jobs[key]
+        self.begun.append((now, job.id))
+        self.under_way.append((now + self.seconds[job.key], key))
+        return True
+
+
+def test_longest_trials_are_handed_out_first_and_of_equals_those_planned_first(jobs):
     vanilla = next(job for job in jobs if job.trial.method.name == "vanilla" and job.role == "student")
-    search = searcher([with_fraction(vanilla, f) for f in (0.1, 0.5, 0.2)], trained=[])
-    for key in "abc":
+    seconds = {"student a": 1.0, "student b": 5.0, "student c": 2.0, "student d": 5.0}
+    search = searcher([named(vanilla, key) for key in "abcd"], trained=[], weights=seconds)
+    for key in "abcd":
         search.suggest(key)
-    assert [search.jobs[key].id for key in "abc"] == ["0.5", "0.2", "0.1"]
+    assert [search.jobs[key].id for key in "abcd"] == ["b", "d", "c", "a"]
+
+
+def test_students_whose_teacher_is_ready_train_beside_teachers_of_others(jobs):
+    teacher, kd = jobs[0], next(job for job in jobs if job.requirements)
+    todo = [named(teacher, key) for key in ("T1", "T2")]
+    todo += [named(kd, "a", "T1"), named(kd, "b", "T1"), named(kd, "c", "T2"), named(kd, "d", "T2")]
+    seconds = {"teacher T1": 2.0, "teacher T2": 9.0}
+    seconds |= {"student a": 3.0, "student b": 4.0, "student c": 5.0, "student d": 1.0}
+    begun = Workers(searcher(todo, trained=[], weights=seconds), seconds).play()
+    # By hand: T2 on one worker until 9; on the other T1 until 2, b until 6, a until 9; then c until 14 and d until 10.
+    assert begun == [(0.0, "T2"), (0.0, "T1"), (2.0, "b"), (6.0, "a"), (9.0, "c"), (9.0, "d")]
+
+
+def test_no_worker_idles_while_a_trial_could_run(jobs):
+    teacher, vanilla = (
+        jobs[0],
+        next(job for job in jobs if job.trial.method.name == "vanilla" and job.role == "student"),
+    )
+    kd = next(job for job in jobs if job.requirements)
+    todo = [named(teacher, "T"), *(named(kd, key, "T") for key in "ab"), *(named(vanilla, key) for key in "cd")]
+    seconds = {"teacher T": 4.0, "student a": 9.0, "student b": 6.0, "student c": 2.0, "student d": 3.0}
+    begun = Workers(searcher(todo, trained=[], weights=seconds), seconds).play()
+    # d and c train beside the teacher, though a and b are longer; a, the longest, begins the moment the teacher ends.
+    assert begun == [(0.0, "T"), (0.0, "d"), (3.0, "c"), (4.0, "a"), (5.0, "b")]
+
+
+def test_probes_come_after_all_students(jobs):
+    vanilla = next(job for job in jobs if job.trial.method.name == "vanilla" and job.role == "student")
+    probe = named(vanilla, "p").model_copy(update={"role": "probe"})
+    search = searcher([probe, named(vanilla, "a")], trained=[], weights={"probe p": 9.0, "student a": 1.0})
+    for key in "xy":
+        search.suggest(key)
+    assert [search.jobs[key].id for key in "xy"] == ["a", "p"]
 
 
 def test_idle_trials_last_a_share_of_the_time_idled_within_limits(jobs, monkeypatch):
@@ -232,7 +303,7 @@ def run_all(jobs: list[Job]) -> None:
         while not (result := trainable.step())["done"]:
             pass
         search.on_trial_complete(str(number), result)
-    assert search.waiting == []
+    assert len(search.waiting) == 0
 
 
 def test_students_of_assistants_are_trained_to_their_end(chain, tmp_path):

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
@@ -132,9 +132,9 @@ def test_rows_count_in_the_order_of_asking_and_numbers_go_on(load):
 def handed(loaded: Loaded, n: int, **how: bool) -> list[Job]:
     """The first n jobs of another run, with all teachers trained."""
     todo = missing(loaded.spec, loaded.text, loaded.plan, how.get("retry_failed", False), loaded.searches(**how))
-    search = SweepSearch(todo)
-    search.trained |= {job.id for job in search.waiting if job.role == "teacher"}
-    search.waiting = [job for job in search.waiting if job.role != "teacher"]
+    teachers = {job.id for job in todo.jobs if job.role == "teacher"}
+    others = [job for job in todo.jobs if job.role != "teacher"]
+    search = SweepSearch(replace(todo, jobs=others, trained=todo.trained | teachers))
     for key in range(n):
         search.suggest(str(key))
     return list(search.jobs.values())
