@@ -86,7 +86,7 @@ def load(results: str, name: str) -> Sweep:
     """The trials of one sweep and their teachers. StoreError names a file that cannot be read."""
     store = Store(results, name)
     trials = frame(store.read_trials())
-    begun = store.ids("epochs") | store.ids("checkpoints")
+    begun = store.ages("epochs").keys() | store.ids("checkpoints")
     ids = {
         *trials["teacher_id"].dropna(),
         *trials["source_id"].dropna(),

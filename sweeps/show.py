@@ -29,7 +29,7 @@ COST_COLUMNS = [
 def learned_cost(spec: Spec) -> Cost:
     """The cost model from the rows of the sweep and of the teachers in its results folder."""
     stores = (Store(spec.run.results, name) for name in (spec.sweep.name, TEACHERS))
-    return Cost(row for store in stores for row in store.read_trials().select(COST_COLUMNS).to_pylist())
+    return Cost(row for store in stores for row in store.read_trials(columns=COST_COLUMNS).to_pylist())
 
 
 def show_plan(spec: Spec, text: str, plan: Plan, console: Console) -> None:
@@ -70,9 +70,9 @@ def show_status(spec: Spec, plan: Plan, console: Console) -> None:
     for kind, store, trials in (("teachers", teachers, plan.teachers), ("trials", own, plan.trials)):
         if not trials:
             continue
-        ended = store.read_trials(trials).select(["trial_id", "status"]).to_pylist()
-        counts = Counter(row["status"] for row in ended)
-        open_ids = trials.keys() - {row["trial_id"] for row in ended}
+        ended = store.statuses(trials)
+        counts = Counter(ended.values())
+        open_ids = trials.keys() - ended.keys()
         begun = {key: age for key, age in store.ages("epochs").items() if key in open_ids}
         parts = [f"{counts[status]} {status}" for status in Status if counts[status]]
         parts += [f"{len(begun)} begun"] if begun else []
