@@ -14,7 +14,7 @@ from analysis.errors import ReportError
 from analysis.load import load, resolve
 from analysis.metrics import METRICS, metric_named
 from analysis.render import latex, long_csv, markdown, text
-from analysis.tables import Table, build_tables
+from analysis.tables import Table, build_tables, needed
 from sweeps.store import StoreError
 
 app = typer.Typer(
@@ -61,7 +61,7 @@ def table(
     chosen = form or _form_of(output)
     column = metric_named(metric)
     folder, names = resolve(results)
-    tables = [each for name in names for each in build_tables(load(folder, name), column)]
+    tables = [each for name in names for each in build_tables(load(folder, name, needed(column)), column)]
     if chosen is not Format.TEXT:
         _write(_RENDERERS[chosen](tables), output)
     elif output is None and sys.stdout.isatty():
