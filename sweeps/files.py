@@ -1,5 +1,6 @@
 """Files of a folder on any file system that pyarrow opens: whole or not there, and errors that name them."""
 
+import fcntl
 import hashlib
 import os
 import posixpath
@@ -83,20 +84,34 @@ class Folder:
         files = (info for info in infos if info.base_name.endswith(_SUFFIXES) and info.type == fs.FileType.File)
         return {posixpath.splitext(info.base_name)[0]: info for info in files}
 
+    @contextmanager
+    def alone(self, *parts: str) -> Iterator[None]:
+        """Wait until nobody else holds the lock file and hold it; whoever dies lets go. Object stores have no locks."""
+        if not self.is_local:
+            yield
+            return
+        path = self.path(*parts)
+        with told("write", path):
+            os.makedirs(posixpath.dirname(path), exist_ok=True)
+            lock = open(path, "wb")  # noqa: SIM115
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
     def delete_unless_rewritten(self, info: fs.FileInfo) -> None:
         """Remove a file if it still is what `info` says.
 
         Object stores cannot do that in one step: there, what is written between the look and the removal is lost.
         """
         with suppress(FileNotFoundError), told("remove", info.path):
-            if not same(self._fs.get_file_info(info.path), info):
+            if not _same(self._fs.get_file_info(info.path), info):
                 return
             if not self.is_local:
                 self._fs.delete_file(info.path)
                 return
             aside = f"{info.path}.{uuid.uuid4().hex}.tmp"
             os.rename(info.path, aside)  # out of the reach of writers, then looked at once more
-            if not same(self._fs.get_file_info(aside), info):
+            if not _same(self._fs.get_file_info(aside), info):
                 with suppress(FileExistsError):  # there is a still newer one
                     os.link(aside, info.path)
             os.unlink(aside)
@@ -119,11 +134,6 @@ def local_file(source: str) -> str:
             with filesystem.open_input_stream(path) as stream:
                 _write_whole(bytes(stream.read()), str(copy))
         return str(copy)
-
-
-def same(one: fs.FileInfo, other: fs.FileInfo) -> bool:
-    """Whether a file has not been rewritten between these two looks at it."""
-    return (one.size, one.mtime_ns) == (other.size, other.mtime_ns)
 
 
 def open_root(results: str) -> tuple[fs.FileSystem, str]:
@@ -168,3 +178,8 @@ def reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
     return str(error).splitlines()[0].rstrip(".")
+
+
+def _same(one: fs.FileInfo, other: fs.FileInfo) -> bool:
+    """Whether a file has not been rewritten between these two looks at it."""
+    return (one.size, one.mtime_ns) == (other.size, other.mtime_ns)

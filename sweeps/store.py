@@ -8,13 +8,13 @@ results/<sweep>/checkpoints/<id>.pt    state of a trial under way
 results/<sweep>/asked/<id>.json        a point of a search under way
 results/teachers/...                   the same for teachers, and models/<id>.safetensors
 
-A trial's own file is newer than what a merged one has of it. A merged file is written before anything that it replaces
-is removed, and looked for after the own files: so readers miss no trial, and whoever is stopped halfway loses none.
+A trial's own file is newer than what a merged one has of it; of merged files the highest number is the newest. One is
+written before anything that it replaces is removed, and looked for after the own files: so readers miss no trial, and
+who is stopped halfway loses none.
 """
 
 import os
 import posixpath
-import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import fs
 
-from sweeps.files import Folder, StoreError, local_file, open_root, same, told
+from sweeps.files import Folder, StoreError, local_file, open_root, told
 from sweeps.parquet import decoded, encoded, joined, selected
 from sweeps.schema import EPOCHS, TRIALS
 
@@ -84,22 +84,24 @@ class Store(Folder):
 
     def write_merged(self, kind: str, table: pa.Table) -> None:
         """Write the rows of many trials as one file, which is newer than those that are there."""
-        self._write_merged(kind, table.sort_by("trial_id"), _number_after(self.files(kind, MERGED)))
+        self._write_merged(kind, table.sort_by("trial_id"), self.files(kind, MERGED))
 
     def merge(self, kind: str, ids: Collection[str]) -> int:
         """Move what these trials have in files of their own into the one merged file; how many had any.
 
-        What is written anew meanwhile stays. Several may do this at once.
+        What is written anew meanwhile stays. Of several that do this at once, one waits for the other.
         """
-        return _settled(lambda: self._merge(kind, ids), self.path(kind))
+        with self.alone(f".{kind}.lock"):
+            return _settled(lambda: self._merge(kind, ids), self.path(kind))
 
     def _write_rows(self, rows: Iterable[Row], kind: str, trial_id: str) -> None:
         table = pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMAS[kind])
         self.write_bytes(encoded(table), kind, f"{trial_id}.parquet")
 
-    def _write_merged(self, kind: str, table: pa.Table, number: int) -> None:
-        name = f"{number:020d}-{uuid.uuid4().hex[:8]}.parquet"
-        self.write_bytes(encoded(table), kind, MERGED, name)
+    def _write_merged(self, kind: str, table: pa.Table, older: Iterable[str]) -> None:
+        number = 1 + max((int(name.partition("-")[0]) for name in older), default=0)
+        # Nobody can write the same name, where there are no locks.
+        self.write_bytes(encoded(table), kind, MERGED, f"{number:08d}-{uuid.uuid4().hex[:8]}.parquet")
 
     def _ids(self, kind: str) -> set[str]:
         own, merged = self._listed(kind)
@@ -151,12 +153,7 @@ class Store(Folder):
         own = {name: info for name, info in own.items() if name in ids}
         if not own and len(merged) < 2:
             return 0
-        number = _number_after(merged)
-        table = self._collected(kind, SCHEMAS[kind], own, merged)
-        now = self.files(kind)
-        if any(name not in now or not same(now[name], info) for name, info in own.items()):
-            raise FileNotFoundError(kind)  # else a newer row would pass for one as old as the files that were listed
-        self._write_merged(kind, table, number)
+        self._write_merged(kind, self._collected(kind, SCHEMAS[kind], own, merged), merged)
         for name in merged:
             self.delete(kind, MERGED, f"{name}.parquet")
         for info in own.values():  # last: they win over whatever is merged
@@ -184,11 +181,6 @@ def sweeps(results: str) -> list[str]:
 
 def _strings(ids: Iterable[str]) -> pa.Array:
     return pa.array(list(ids), pa.string())
-
-
-def _number_after(merged: Iterable[str]) -> int:
-    """What orders merged files: the time when the files that went into it were listed; more than those have."""
-    return max([time.time_ns(), *(1 + int(name.partition("-")[0]) for name in merged)])
 
 
 def _settled(read: Callable[[], T], path: str) -> T:

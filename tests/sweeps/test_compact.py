@@ -344,6 +344,44 @@ def test_file_that_was_rewritten_is_not_removed(store, monkeypatch):
         assert [path.name for path in Path(store.path("trials")).iterdir()] == ["a.parquet"]
 
 
+def test_file_of_an_object_store_that_was_rewritten_is_not_removed(tmp_path):
+    store = Store(f"mock://{tmp_path}", "s")
+    store._fs.create_dir(store.path("trials"))
+    store.write_trial(trial("a"))
+    info = store.files("trials")["a"]
+    store.write_trial(trial("a", 1, student="longer than before"))
+    store.delete_unless_rewritten(info)
+    assert versions(store) == {"a": 1}
+    store.delete_unless_rewritten(store.files("trials")["a"])
+    assert versions(store) == {}
+
+
+@pytest.mark.parametrize("when", [1, 2, 3])
+def test_merging_between_two_looks_of_a_reader_hides_nothing(five, monkeypatch, when):
+    """Right after its first listing, its second, and, where that had to begin again, its third."""
+    listed, looks = Store.files, []
+
+    def files(store: Store, *parts: str) -> Any:
+        found = listed(store, *parts)
+        looks.append(parts)
+        if len(looks) == when:
+            compact(store.url)
+        return found
+
+    monkeypatch.setattr(Store, "files", files)
+    assert versions(five) == dict.fromkeys("abcde", 0)
+
+
+def test_of_several_merged_files_the_last_wins(store):
+    for version in range(12):  # what a death just before the older ones are removed leaves
+        store.write_merged("trials", pa.Table.from_pylist([trial("a", version), trial(f"{version:x}0")], schema=TRIALS))
+        assert versions(store)["a"] == version
+    assert store.read_trials().num_rows == 13
+    write(store, "b")
+    compact(store.url)
+    assert (versions(store)["a"], len(merged(store, "trials")), len(versions(store))) == (11, 1, 14)
+
+
 def test_files_that_never_stay_are_told(store, monkeypatch):
     gone = fs.FileInfo(store.path("trials", "a.parquet"), fs.FileType.File)
     monkeypatch.setattr(store, "files", lambda kind, *parts: {} if parts else {"a": gone})
