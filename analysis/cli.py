@@ -1,5 +1,6 @@
 """kd-report: the tables and the report of the sweeps in a results folder."""
 
+import gc
 import os
 import shutil
 import sys
@@ -58,6 +59,7 @@ def table(
     metric: Annotated[str, typer.Option(help=f"One of {', '.join(METRICS)}.")] = "test_top1",
 ) -> None:
     """Print mean ± sample standard deviation (n) of each method, pair and fraction."""
+    gc.disable()  # a table keeps what it makes until it ends; looking for garbage would take an eighth of the time
     chosen = form or _form_of(output)
     column = metric_named(metric)
     folder, names = resolve(results)

@@ -125,7 +125,7 @@ def _teachers(results: str, ids: set[str], trials: pd.DataFrame, columns: Collec
     """The rows of teachers: of weights from elsewhere as this sweep measured them, of the others what trained them."""
     own = trials[(trials["role"] == "teacher") & trials["trial_id"].isin(ids)]
     trained = Store(results, TEACHERS).read_trials(ids - set(own["trial_id"]), columns)
-    return pd.concat([frame(trained), own], ignore_index=True).astype(object) if len(own) else frame(trained)
+    return pd.concat([frame(trained), own], ignore_index=True) if len(own) else frame(trained)
 
 
 def load_epochs(results: str, name: str, ids: Iterable[str]) -> pd.DataFrame:
@@ -137,18 +137,28 @@ def load_epochs(results: str, name: str, ids: Iterable[str]) -> pd.DataFrame:
 
 
 def frame(table: pa.Table) -> pd.DataFrame:
-    """The table with Python objects in its cells: None for null in every column, tuples for lists."""
-    return pd.DataFrame({name: _cells(table[name].combine_chunks()) for name in table.column_names}, dtype=object)
+    """The table with Python objects in its cells, None for null and tuples for lists; times, never null, as pandas'."""
+    times = [field.name for field in table.schema if pa.types.is_timestamp(field.type)]
+    return pd.DataFrame(
+        {
+            name: table[name].to_pandas() if name in times else pd.Series(_cells(table[name]), dtype=object)
+            for name in table.column_names
+        }
+    )
 
 
 def records(trials: pd.DataFrame) -> list[Row]:
-    """The rows as dicts."""
-    names = [str(name) for name in trials.columns]
-    return [dict(zip(names, row, strict=True)) for row in zip(*(trials[name] for name in names), strict=True)]
+    """The rows as dicts of Python's own objects."""
+    columns = {
+        str(name): [time.to_pydatetime() for time in values] if values.dtype.kind == "M" else values
+        for name, values in trials.items()
+    }
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def _cells(column: pa.Array) -> np.ndarray:
+def _cells(chunks: pa.ChunkedArray) -> np.ndarray:
     """The values as Python objects, those that are equal as one object: a large sweep repeats itself."""
+    column = chunks.combine_chunks()
     nested = pa.types.is_list(column.type)
     # Arrow finds equal lists as their texts only.
     keys = pc.binary_join(column.cast(pa.list_(pa.string())), "\0") if nested else column
