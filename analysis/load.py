@@ -162,9 +162,11 @@ def _cells(chunks: pa.ChunkedArray) -> np.ndarray:
     nested = pa.types.is_list(column.type)
     # Arrow finds equal lists as their texts only.
     keys = pc.binary_join(column.cast(pa.list_(pa.string())), "\0") if nested else column
-    codes = keys.dictionary_encode("encode").indices.to_numpy()
-    first = np.unique(codes, return_index=True)[1]
-    values = [tuple(value) if isinstance(value, list) else value for value in column.take(first).to_pylist()]
+    encoded = keys.dictionary_encode("encode")
+    codes = encoded.indices.to_numpy()
+    places = np.zeros(len(encoded.dictionary), dtype=int)
+    places[codes] = np.arange(len(codes))  # any place of each will do
+    values = [tuple(value) if isinstance(value, list) else value for value in column.take(places).to_pylist()]
     distinct = np.empty(len(values), dtype=object)
     distinct[:] = values
     cells: np.ndarray = distinct[codes]
