@@ -1,7 +1,8 @@
 """What two trials must share to be repetitions of each other: all that can change a result but their seeds."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -25,6 +26,37 @@ _REPEATS = {"seed", "view_seed", "self_taught", "assistant_ids", "source_id", "s
 _CONFIG = tuple(field.name for field in IDENTITY if field.name not in _PLACE | _REPEATS)
 
 
+class Networks:
+    """What was trained, or brought, before the trials: its rows by id, and their configurations, made once each."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self._rows = {str(row["trial_id"]): row for row in rows}
+        self.teacher = cache(self._teacher)
+        self.source = cache(self._source)
+
+    def row(self, key: str) -> Row:
+        """The row of a network; KeyError if it has none."""
+        return self._rows[key]
+
+    def _teacher(self, key: str | None) -> Config:
+        """Teachers that differ in their seed alone are repetitions too; of an unknown one, only its id is known."""
+        if key is None:
+            return {}
+        if key not in self._rows:
+            return {f"{TEACHERS}id": json.dumps(key)}
+        return _prefixed(TEACHERS, _whole(self._rows[key]))
+
+    def _source(self, key: str | None) -> Config:
+        """How the student of a probe was trained beside what its own row tells; of an unknown one, only its id."""
+        if key is None:
+            return {}
+        if key not in self._rows:
+            return {f"{_SOURCES}id": json.dumps(key)}
+        source = self._rows[key]
+        own = {name: value for name, value in _own(source).items() if name != "method_version"}
+        return _prefixed(_SOURCES, {"fraction": json.dumps(source["fraction"]), **own})
+
+
 def params_of(row: Row) -> Settings:
     """The full parameters of a trial's method."""
     return settings_of(row["params"])
@@ -35,22 +67,21 @@ def settings_of(table: str) -> Settings:
     return tuple((key, short(json.dumps(value))) for key, value in flat(json.loads(table)).items())
 
 
-def student_config(row: Row, networks: Mapping[str, Row]) -> Config:
+def student_config(row: Row, networks: Networks) -> Config:
     """The configuration of a student and of its teacher; of a student's probe, also of the student.
 
     Of a point that a search found, it says what was searched and where instead of the values.
-    networks: id -> row of what was trained, or brought, before the trial.
     """
     own = {"student": json.dumps(row["student"]), **_own(row), **_params(row)}
-    config = own | _teacher(row["teacher_id"], networks) | _source(row, networks)
+    config = own | networks.teacher(row["teacher_id"]) | networks.source(row["source_id"])
     return config | _searched(row, config)
 
 
-def teacher_config(row: Row, networks: Mapping[str, Row]) -> Config:
+def teacher_config(row: Row, networks: Networks) -> Config:
     """The configuration of a teacher, whose method and data are not those of its column; of its probe, of both."""
     if row["source_id"] is None:
         return _whole(row)
-    return _own(row) | _prefixed(_SOURCES, _whole(networks[row["source_id"]]))
+    return _own(row) | _prefixed(_SOURCES, _whole(networks.row(row["source_id"])))
 
 
 def printed(values: set[str | None]) -> dict[str | None, str]:
@@ -79,17 +110,26 @@ def _own(row: Row) -> Config:
         # The path may hold another file later, so the id belongs to the name.
         weights = f"{PurePosixPath(json.loads(row['params'])['source']).name} {row['trial_id'][:8]}"
         return {"weights": json.dumps(weights), **dict.fromkeys(_CONFIG, UNKNOWN)}
-    own = {name: row[name] for name in _CONFIG}
+    own = _as_json(_CONFIG, tuple(row[name] for name in _CONFIG))
     if row["probe"] is not None:
-        del own["lr"]  # which is a result: the best of probe.lrs, seed by seed
-        own |= flat(json.loads(row["probe"]), _PROBES)
-    return {key: json.dumps(value) for key, value in own.items()}
+        probe = {key: json.dumps(value) for key, value in flat(json.loads(row["probe"]), _PROBES).items()}
+        # The rate is a result: the best of probe.lrs, seed by seed.
+        return {**{key: value for key, value in own.items() if key != "lr"}, **probe}
+    return own
+
+
+@cache
+def _as_json(keys: tuple[str, ...], values: tuple[Any, ...]) -> Config:
+    return dict(zip(keys, map(json.dumps, values), strict=True))
 
 
 def _params(row: Row) -> Config:
-    if row["method"] == PUBLISHED:
-        return {}
-    return {key: json.dumps(value) for key, value in flat(json.loads(row["params"]), PARAMS).items()}
+    return {} if row["method"] == PUBLISHED else _params_as_json(row["params"])
+
+
+@cache
+def _params_as_json(params: str) -> Config:
+    return {key: json.dumps(value) for key, value in flat(json.loads(params), PARAMS).items()}
 
 
 def _searched(row: Row, config: Config) -> Config:
@@ -115,27 +155,6 @@ def _searched_keys(name: str, row: Row, config: Config) -> list[str]:
 def _whole(row: Row) -> Config:
     own = {name: json.dumps(row[name]) for name in ("method", "dataset", "fraction")}
     return {"method": own["method"], **_own(row), **_params(row), **own}
-
-
-def _teacher(teacher_id: str | None, networks: Mapping[str, Row]) -> Config:
-    """Teachers that differ in their seed alone are repetitions too; of an unknown one, only its id is known."""
-    if teacher_id is None:
-        return {}
-    if teacher_id not in networks:
-        return {f"{TEACHERS}id": json.dumps(teacher_id)}
-    return _prefixed(TEACHERS, _whole(networks[teacher_id]))
-
-
-def _source(row: Row, networks: Mapping[str, Row]) -> Config:
-    """How the student of a probe was trained beside what its own row tells; of an unknown one, only its id is known."""
-    source_id = row["source_id"]
-    if source_id is None:
-        return {}
-    if source_id not in networks:
-        return {f"{_SOURCES}id": json.dumps(source_id)}
-    source = networks[source_id]
-    own = {key: value for key, value in _own(source).items() if key != "method_version"}
-    return _prefixed(_SOURCES, {"fraction": json.dumps(source["fraction"]), **own})
 
 
 def _prefixed(prefix: str, config: Config) -> Config:

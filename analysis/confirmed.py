@@ -14,6 +14,11 @@ from analysis.names import method_order, natural_order
 from sweeps.points import best, tried
 from sweeps.schema import SEARCHED
 
+_COLUMNS = (
+    "study", "phase", "dataset", "method", "teacher", "self_taught", "student", "fraction", "space", "point", "number",
+    "origin", "seeds", "seed", "status", "val_acc", "ended_at",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
@@ -51,9 +56,8 @@ class Point:
 def group_studies(sweep: Sweep) -> list[Study]:
     """The searches of a sweep."""
     rows: dict[str, list[Row]] = defaultdict(list)
-    for row in (*records(sweep.searched), *records(sweep.trials)):
-        if row["study"] is not None:
-            rows[row["study"]].append(row)
+    for row in (*_of_studies(sweep.searched), *_of_studies(sweep.trials)):
+        rows[row["study"]].append(row)
     return sorted((_study(key, same) for key, same in rows.items()), key=Study.order)
 
 
@@ -61,7 +65,7 @@ def confirmed_points(sweep: Sweep) -> dict[tuple[str, str], Point]:
     """The confirmed points by study and JSON. Nobody has place 1 while the best point of the search has no row."""
     studies = {study.id: study for study in group_studies(sweep)}
     searched, found = _by_student(sweep.searched), {}
-    newest = {row["study"]: row for row in sorted(records(sweep.searched), key=lambda row: row["ended_at"])}
+    newest = {row["study"]: row for row in sorted(_of_studies(sweep.searched), key=lambda row: row["ended_at"])}
     for (study, student), rows in _by_student(sweep.trials).items():
         scores = _scores(searched[study, student], newest[study]["seeds"]) if study in newest else {}
         confirmed = dict.fromkeys(row["point"] for row in sorted(rows, key=lambda row: row["number"]))
@@ -94,10 +98,14 @@ def _study(key: str, rows: list[Row]) -> Study:
 def _by_student(trials: pd.DataFrame) -> dict[tuple[str, str], list[Row]]:
     """The rows by study and student: points of other students stand in other columns."""
     found: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for row in records(trials):
-        if row["study"] is not None:
-            found[row["study"], row["student"]].append(row)
+    for row in _of_studies(trials):
+        found[row["study"], row["student"]].append(row)
     return found
+
+
+def _of_studies(trials: pd.DataFrame) -> list[Row]:
+    """The rows of searches and their confirmations: what is looked at here of them."""
+    return records(trials.loc[trials["study"].notna(), list(_COLUMNS)])
 
 
 def _scores(rows: Sequence[Row], seeds: Sequence[int]) -> dict[str, float]:

@@ -92,8 +92,7 @@ def _styles(groups: list[Group]) -> Styles:
 
 def _add_curve(plot: go.Figure, group: Group, epochs: pd.DataFrame, styles: Styles) -> None:
     """The mean of one group's trials, and its band if there are two or more."""
-    completed = group.trials[group.trials["status"] == "completed"]
-    rows = epochs[epochs["trial_id"].isin(set(completed["trial_id"]))]
+    rows = epochs[epochs["trial_id"].isin(group.completed("trial_id"))]
     # With a validation split, only the last epoch is tested.
     split = "test_acc" if rows["test_acc"].notna().all() else "val_acc"
     curve = rows.groupby("epoch")[split].agg(["mean", "min", "max"]).dropna().round(3)

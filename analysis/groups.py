@@ -1,10 +1,11 @@
 """Trials -> groups of repetitions: trials that differ in their seeds alone, and may be averaged."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis.columns import Column, is_paired, shown
@@ -15,6 +16,7 @@ from analysis.configuration import (
     TEACHERS,
     UNKNOWN,
     Config,
+    Networks,
     Settings,
     printed,
     student_config,
@@ -23,8 +25,12 @@ from analysis.configuration import (
 from analysis.confirmed import Point, confirmed_points
 from analysis.load import Row, Sweep, records
 from analysis.names import method_order, natural_order, ordinal
+from sweeps.schema import IDENTITY, SEARCH
 
 PLACE = "point"  # the setting that tells the place of a point that is not the best of its study
+_REPEATS = {"trial_id", "seed", "view_seed", "assistant_ids"}  # assistants follow from the teacher
+_COMMON = [field.name for field in (*IDENTITY, *SEARCH) if field.name not in _REPEATS]
+Trials = Mapping[str, np.ndarray]  # column -> its values
 TEACHER = "teacher"  # the method name of the rows that show the teachers themselves, or their probes
 
 
@@ -36,13 +42,24 @@ class Group:
     column: Column
     method: str
     settings: Settings  # the keys in which rows of this method differ within a cell
-    trials: pd.DataFrame
+    rows: tuple[Row, ...]  # what its trials are: without their seeds and results, in which those of one row differ
+    trials: Trials
+    places: tuple[int, ...]  # of its own among these trials
     point: Point | None = None  # None of trials that no search chose
+
+    def entries(self, key: str) -> list[Any]:
+        """What its trials have in a column."""
+        values = self.trials[key]
+        return [values[place] for place in self.places]
+
+    def completed(self, key: str) -> list[Any]:
+        """What its completed trials have in a column, those that have anything."""
+        pairs = zip(self.entries(key), self.entries("status"), strict=True)
+        return [value for value, status in pairs if status == "completed" and value is not None]
 
     def values(self, key: str) -> list[float]:
         """A metric of the completed trials that have it."""
-        completed = self.trials[self.trials["status"] == "completed"]
-        return [float(value) for value in completed[key].dropna()]
+        return [float(value) for value in self.completed(key)]
 
     def order(self) -> tuple[Any, ...]:
         """Sort key: data set, then as the rows of a table."""
@@ -52,9 +69,11 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class _Item:
-    """A trial, the columns it belongs to, and its configuration."""
+    """Trials that differ in their seeds alone, the columns they belong to, and their configuration."""
 
     row: Row
+    trials: Trials
+    places: list[int]
     dataset: str
     method: str
     columns: tuple[Column, ...]
@@ -62,10 +81,10 @@ class _Item:
     point: Point | None = None
 
 
-def student_rows(sweep: Sweep) -> list[Row]:
+def student_trials(sweep: Sweep) -> pd.DataFrame:
     """The trials of a sweep but for the probes of its teachers."""
     teachers = set(sweep.teachers["trial_id"]) - set(sweep.trials["trial_id"])
-    return [row for row in records(sweep.trials) if row["source_id"] not in teachers]
+    return sweep.trials[~sweep.trials["source_id"].isin(teachers)]
 
 
 def group_students(sweep: Sweep) -> list[Group]:
@@ -75,19 +94,26 @@ def group_students(sweep: Sweep) -> list[Group]:
     The confirmed points of a study are groups of their own. The search, not the test set, places them: the settings of
     all but its best tell their place.
     """
-    rows, networks, points = student_rows(sweep), _networks(sweep), confirmed_points(sweep)
+    trials = _columns(student_trials(sweep))
+    rows, networks, points = _alike(trials), _networks(sweep), confirmed_points(sweep)
     paired: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for row in rows:
+    for row, _ in rows:
         if is_paired(row):
             paired[shown(row), row["student"]].add(row["teacher"])
     items = []
-    for row in rows:
+    for row, places in rows:
         pairs = paired[shown(row), row["student"]]
         names: list[str | None] = [row["teacher"]] if is_paired(row) else [*sorted(pairs)] or [None]
-        columns = tuple(Column(teacher=name, student=row["student"], fraction=row["fraction"]) for name in names)
-        config = student_config(row, networks)
-        point = points.get((row["study"], row["point"]))
-        item = _Item(row=row, dataset=shown(row), method=row["method"], columns=columns, config=config, point=point)
+        item = _Item(
+            row=row,
+            trials=trials,
+            places=places,
+            dataset=shown(row),
+            method=row["method"],
+            columns=tuple(Column(teacher=name, student=row["student"], fraction=row["fraction"]) for name in names),
+            config=student_config(row, networks),
+            point=points.get((row["study"], row["point"])),
+        )
         items.append(item)
     return _group(items)
 
@@ -97,33 +123,60 @@ def group_teachers(sweep: Sweep, students: Iterable[Group]) -> list[Group]:
 
     They stand in their students' columns; a probe without students there has a column of its own.
     """
-    networks, teachers = _networks(sweep), _by_id(sweep.teachers)
+    networks = _networks(sweep)
+    teachers = {row["trial_id"]: (place, row) for place, row in enumerate(records(sweep.teachers))}
     places: dict[tuple[str, str, bool], dict[Column, None]] = defaultdict(dict)
     for group in students:
-        for row in records(group.trials):
+        for row in group.rows:
             if is_paired(row) and row["teacher_id"] in teachers:
                 places[row["teacher_id"], group.dataset, row["source_id"] is not None][group.column] = None
-    found = [(teachers[key], name, tuple(columns)) for (key, name, probed), columns in places.items() if not probed]
-    for row in records(sweep.trials):
-        if row["source_id"] in teachers:
-            alone = Column(teacher=None, student=row["student"], fraction=row["fraction"])
-            beside = places.get((row["source_id"], shown(row), True), ())
-            same = tuple(column for column in beside if column.fraction == row["fraction"])
-            found.append((row, shown(row), same or (alone,)))
+    trained, probes = _columns(sweep.teachers), sweep.trials[sweep.trials["source_id"].isin(teachers)]
+    found = [
+        (trained, *teachers[key], name, tuple(columns)) for (key, name, probed), columns in places.items() if not probed
+    ]
+    probed_columns = _columns(probes)
+    for place, row in enumerate(records(probes)):
+        alone = Column(teacher=None, student=row["student"], fraction=row["fraction"])
+        beside = places.get((row["source_id"], shown(row), True), ())
+        same = tuple(column for column in beside if column.fraction == row["fraction"])
+        found.append((probed_columns, place, row, shown(row), same or (alone,)))
     return _group(
         [
-            _Item(row=row, dataset=name, method=TEACHER, columns=columns, config=teacher_config(row, networks))
-            for row, name, columns in found
+            _Item(
+                row=row,
+                trials=trials,
+                places=[place],
+                dataset=name,
+                method=TEACHER,
+                columns=columns,
+                config=teacher_config(row, networks),
+            )
+            for trials, place, row, name, columns in found
         ]
     )
 
 
-def _networks(sweep: Sweep) -> dict[str, Row]:
-    return _by_id(sweep.trials) | _by_id(sweep.teachers)
+def _columns(trials: pd.DataFrame) -> Trials:
+    return {str(name): trials[name].to_numpy() for name in trials.columns}
 
 
-def _by_id(trials: pd.DataFrame) -> dict[str, Row]:
-    return {str(row["trial_id"]): row for row in records(trials)}
+def _alike(trials: Trials) -> list[tuple[Row, list[int]]]:
+    """The distinct rows of trials without what repetitions differ in, and the places of the trials of each."""
+    n = len(trials["trial_id"])
+    varying = [name for name in _COMMON if len(set(trials[name])) > 1]
+    found: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+    for place, key in enumerate(zip(*(trials[name] for name in varying), strict=True) if varying else [()] * n):
+        found[key].append(place)
+    fixed = {name: trials[name][0] for name in _COMMON if n}
+    return [({**fixed, **dict(zip(varying, key, strict=True))}, places) for key, places in found.items()]
+
+
+def _networks(sweep: Sweep) -> Networks:
+    """What trials of the sweep learned from, or probe."""
+    ids = {*sweep.trials["teacher_id"], *sweep.trials["source_id"]}
+    return Networks(
+        row for trials in (sweep.trials, sweep.teachers) for row in records(trials[trials["trial_id"].isin(ids)])
+    )
 
 
 def _group(items: list[_Item]) -> list[Group]:
@@ -140,23 +193,25 @@ def _group_method(items: list[_Item]) -> list[Group]:
     if _merge_studies(items, keys):
         keys.append(STUDY)
     shown = {key: printed({item.config.get(key) for item in items}) for key in keys}
-    buckets: dict[tuple[Settings, Column, Point | None], list[Row]] = defaultdict(list)
+    buckets: dict[tuple[Settings, Column, Point | None], list[_Item]] = defaultdict(list)
     for item in items:
         settings = tuple((key.replace(PARAMS, ""), shown[key][item.config.get(key)]) for key in keys)
         if item.point is not None and item.point.place > 1:
             settings += ((PLACE, f"{ordinal(item.point.place)} best"),)
         for column in item.columns:
-            buckets[settings, column, item.point].append(item.row)
+            buckets[settings, column, item.point].append(item)
     return [
         Group(
             dataset=items[0].dataset,
             column=column,
             method=items[0].method,
             settings=settings,
-            trials=pd.DataFrame(rows, dtype=object),
+            rows=tuple(item.row for item in same),
+            trials=same[0].trials,
+            places=tuple(sorted(place for item in same for place in item.places)),
             point=point,
         )
-        for (settings, column, point), rows in buckets.items()
+        for (settings, column, point), same in buckets.items()
     ]
 
 
@@ -178,15 +233,14 @@ def _varying(items: list[_Item]) -> list[str]:
     for item in items:
         for column in item.columns:
             cells[column].append(item.config)
-    having = {prefix: [_with(prefix, configs) for configs in cells.values()] for prefix in (TEACHERS, SEARCHES)}
+    keys = dict.fromkeys(key for item in items for key in item.config if key != STUDY)
+    having: dict[str, list[list[Config]]] = {}
+    for prefix in (TEACHERS, SEARCHES):
+        some = {key for key in keys if key.startswith(prefix)}
+        having[prefix] = [[one for one in configs if not some.isdisjoint(one)] for configs in cells.values()]
 
     def varies(key: str) -> bool:
         compared = next((having[prefix] for prefix in having if key.startswith(prefix)), cells.values())
         return any(len({config.get(key) for config in configs} - {UNKNOWN}) > 1 for configs in compared)
 
-    keys = dict.fromkeys(key for item in items for key in item.config if key != STUDY)
     return [key for key in keys if varies(key)]
-
-
-def _with(prefix: str, configs: list[Config]) -> list[Config]:
-    return [config for config in configs if any(key.startswith(prefix) for key in config)]

@@ -47,7 +47,7 @@ def build_leaderboard(sweep: Sweep) -> list[Entry]:
 
 
 def _entry(group: Group, cell: Cell, place: int | None) -> Entry:
-    splits = group.trials["best_split"].dropna()
+    splits = {split for split in group.entries("best_split") if split is not None}
     params = group.values("student_params")
     return Entry(
         rank=place,
@@ -57,7 +57,7 @@ def _entry(group: Group, cell: Cell, place: int | None) -> Entry:
         cell=cell,
         half_width=half_width(group.values(MAIN.key)),
         best=mean(group.values("best_acc")),
-        best_splits=" and ".join(sorted(set(splits))),
+        best_splits=" and ".join(sorted(splits)),
         others=tuple(mean(group.values(metric.key)) for metric in OTHERS),
         seconds=mean(group.values("train_seconds")),
         params=int(params[0]) if params else None,

@@ -2,17 +2,20 @@
 
 import os
 import posixpath
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from analysis.errors import ReportError
+from sweeps.schema import TRIALS
 from sweeps.store import TEACHERS, Store, sweeps
 
+SHOWN = [name for name in TRIALS.names if name != "class_recall"]  # which is larger than all others together
 Row = dict[str, Any]  # a trial: column -> value, None where there is none
 
 
@@ -82,15 +85,18 @@ def resolve(path: str) -> tuple[str, list[str]]:
     raise ReportError(f"{path} is neither the folder of a sweep nor of results; {known}.")
 
 
-def load(results: str, name: str) -> Sweep:
-    """The trials of one sweep and their teachers. StoreError names a file that cannot be read."""
+def load(results: str, name: str, columns: Collection[str] = SHOWN) -> Sweep:
+    """The trials of one sweep (these columns of them) and their teachers.
+
+    StoreError names a file that cannot be read.
+    """
     store = Store(results, name)
-    trials = frame(store.read_trials())
-    begun = store.ids("epochs") | store.ids("checkpoints")
+    trials = frame(store.read_trials(columns=columns))
+    begun = store.ages("epochs").keys() | store.ids("checkpoints")
     ids = {
-        *trials["teacher_id"].dropna(),
-        *trials["source_id"].dropna(),
-        *(key for keys in trials["assistant_ids"].dropna() for key in keys),
+        *trials["teacher_id"].dropna().unique(),
+        *trials["source_id"].dropna().unique(),
+        *(key for keys in trials["assistant_ids"].dropna().unique() for key in keys),
     }
     search = trials["phase"] == "search"
     spec = store.read_bytes("spec.toml")
@@ -98,7 +104,7 @@ def load(results: str, name: str) -> Sweep:
         name=name,
         trials=trials[~search & (trials["role"] != "teacher")].reset_index(drop=True),
         searched=trials[search].reset_index(drop=True),
-        teachers=_teachers(results, ids, trials),
+        teachers=_teachers(results, ids, trials, columns),
         spec=None if spec is None else spec.decode(errors="replace"),
         under_way=len(begun - set(trials["trial_id"])),
     )
@@ -115,28 +121,56 @@ def _counted(trials: pd.DataFrame, names: Iterable[str]) -> list[str]:
     return [f"{counts[name]} {name}" for name in names if name in counts]
 
 
-def _teachers(results: str, ids: set[str], trials: pd.DataFrame) -> pd.DataFrame:
+def _teachers(results: str, ids: set[str], trials: pd.DataFrame, columns: Collection[str]) -> pd.DataFrame:
     """The rows of teachers: of weights from elsewhere as this sweep measured them, of the others what trained them."""
     own = trials[(trials["role"] == "teacher") & trials["trial_id"].isin(ids)]
-    trained = Store(results, TEACHERS).read_trials(ids - set(own["trial_id"]))
-    return pd.concat([frame(trained), own], ignore_index=True).astype(object) if len(own) else frame(trained)
+    trained = Store(results, TEACHERS).read_trials(ids - set(own["trial_id"]), columns)
+    return pd.concat([frame(trained), own], ignore_index=True) if len(own) else frame(trained)
 
 
 def load_epochs(results: str, name: str, ids: Iterable[str]) -> pd.DataFrame:
     """The recipe's epochs of the trials named: trial_id, epoch, val_acc and test_acc in percent (NaN for null)."""
-    table = Store(results, name).read_epochs(ids).filter(pc.field("stage") == "train")
-    epochs: pd.DataFrame = table.select(["trial_id", "epoch", "val_acc", "test_acc"]).to_pandas()
+    columns = ["trial_id", "epoch", "val_acc", "test_acc"]
+    table = Store(results, name).read_epochs(ids, [*columns, "stage"]).filter(pc.field("stage") == "train")
+    epochs: pd.DataFrame = table.select(columns).to_pandas()
     return epochs
 
 
 def frame(table: pa.Table) -> pd.DataFrame:
-    """The table with Python objects in its cells, so that null is None in every column."""
-    return pd.DataFrame(table.to_pylist(), columns=table.column_names, dtype=object)
+    """The table with Python objects in its cells, None for null and tuples for lists; times, never null, as pandas'."""
+    times = [field.name for field in table.schema if pa.types.is_timestamp(field.type)]
+    return pd.DataFrame(
+        {
+            name: table[name].to_pandas() if name in times else pd.Series(_cells(table[name]), dtype=object)
+            for name in table.column_names
+        }
+    )
 
 
 def records(trials: pd.DataFrame) -> list[Row]:
-    """The rows as dicts."""
-    return [{str(key): value for key, value in row.items()} for row in trials.to_dict("records")]
+    """The rows as dicts of Python's own objects."""
+    columns = {
+        str(name): [time.to_pydatetime() for time in values] if values.dtype.kind == "M" else values
+        for name, values in trials.items()
+    }
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _cells(chunks: pa.ChunkedArray) -> np.ndarray:
+    """The values as Python objects, those that are equal as one object: a large sweep repeats itself."""
+    column = chunks.combine_chunks()
+    nested = pa.types.is_list(column.type)
+    # Arrow finds equal lists as their texts only.
+    keys = pc.binary_join(column.cast(pa.list_(pa.string())), "\0") if nested else column
+    encoded = keys.dictionary_encode("encode")
+    codes = encoded.indices.to_numpy()
+    places = np.zeros(len(encoded.dictionary), dtype=int)
+    places[codes] = np.arange(len(codes))  # any place of each will do
+    values = [tuple(value) if isinstance(value, list) else value for value in column.take(places).to_pylist()]
+    distinct = np.empty(len(values), dtype=object)
+    distinct[:] = values
+    cells: np.ndarray = distinct[codes]
+    return cells
 
 
 def _is_sweep(results: str, name: str) -> bool:

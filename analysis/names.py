@@ -4,6 +4,7 @@ Unknown names are shown as they are.
 """
 
 import re
+from functools import cache
 
 METHODS = {
     "teacher": "Teacher",
@@ -96,9 +97,10 @@ def model_name(model: str) -> str:
     return model
 
 
-def natural_order(name: str) -> list[tuple[str, float]]:
+@cache
+def natural_order(name: str) -> tuple[tuple[str, float], ...]:
     """Sort key that puts resnet8 before resnet14, and 0.05 before 0.1."""
-    return [(text, float(number or -1)) for text, number in re.findall(rf"(\D*)({_NUMBER}|)", name)]
+    return tuple((text, float(number or -1)) for text, number in re.findall(rf"(\D*)({_NUMBER}|)", name))
 
 
 def dataset_name(dataset: str) -> str:

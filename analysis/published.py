@@ -11,7 +11,7 @@ from typing import Any
 
 from analysis.configuration import flat
 from analysis.groups import TEACHER, Group
-from analysis.load import Row, records
+from analysis.load import Row
 from analysis.metrics import Metric
 from sweeps.schema import PUBLISHED
 
@@ -25,7 +25,7 @@ _WITH_KD = "competitor + KD loss"  # begins the note of CID's competitors
 _RECIPE: Mapping[str, Any] = {
     "epochs": 240,
     "batch_size": 64,
-    "lr_milestones": [150, 180, 210],
+    "lr_milestones": (150, 180, 210),
     "lr_gamma": 0.1,
     "momentum": 0.9,
     "weight_decay": 5e-4,
@@ -128,11 +128,10 @@ def published(group: Group, metric: Metric, teachers: Mapping[str, Row]) -> tupl
     """
     if metric.paper is None:
         return ()
-    rows = records(group.trials)
     if group.method == TEACHER:
-        agree = all(_is_papers_teacher(row, group.dataset) for row in rows)
+        agree = all(_is_papers_teacher(row, group.dataset) for row in group.rows)
     else:
-        agree = all(_is_papers_student(row, group.dataset, teachers) for row in rows)
+        agree = all(_is_papers_student(row, group.dataset, teachers) for row in group.rows)
     if not agree:
         return ()
     column = group.column

@@ -9,9 +9,9 @@ from typing import Any
 import optuna
 
 from analysis.columns import Column
-from analysis.configuration import PARAMS, SEARCHES, STUDY, Settings, printed, short, student_config
+from analysis.configuration import PARAMS, SEARCHES, STUDY, Networks, Settings, printed, short, student_config
 from analysis.errors import ReportError
-from analysis.load import Row, Sweep, load, records
+from analysis.load import Sweep, load, records
 from analysis.names import dataset_name, fraction_name, method_order, natural_order
 from analysis.provenance import core_hours
 from analysis.render.cells import NOTHING, pair
@@ -168,7 +168,7 @@ def _pairs(column: Column, others: Iterable[Column]) -> tuple[Column, ...]:
 
 def _named(studies: list[ShownStudy], sweep: Sweep) -> list[ShownStudy]:
     """The studies with names that hold the fixed settings in which those of one method and column differ."""
-    networks = {str(row["trial_id"]): row for row in records(sweep.teachers)}
+    networks = Networks(records(sweep.teachers))
     fixed = {study.search.id: _fixed(study.search, networks) for study in studies}
     places: dict[tuple[str, str, Column], list[ShownStudy]] = defaultdict(list)
     for study in studies:
@@ -187,7 +187,7 @@ def _named(studies: list[ShownStudy], sweep: Sweep) -> list[ShownStudy]:
     return named
 
 
-def _fixed(search: Search, networks: Mapping[str, Row]) -> dict[str, str]:
+def _fixed(search: Search, networks: Networks) -> dict[str, str]:
     """The configuration that all trials of a search share, `searched` where that is so."""
     configs = [student_config(dict(row), networks) for row in search.rows]
     return {

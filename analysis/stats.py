@@ -1,10 +1,7 @@
 """Statistics of a few repeated trials: pure functions on floats."""
 
 import math
-import statistics
 from collections.abc import Sequence
-
-from scipy.stats import t as student_t
 
 
 def mean(values: Sequence[float]) -> float | None:
@@ -14,7 +11,10 @@ def mean(values: Sequence[float]) -> float | None:
 
 def sample_std(values: Sequence[float]) -> float | None:
     """sqrt(sum (x - mean)^2 / (n - 1)); None for fewer than two values."""
-    return statistics.stdev(values) if len(values) > 1 else None
+    centre = mean(values)
+    if centre is None or len(values) < 2:
+        return None
+    return math.sqrt(math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1))
 
 
 def half_width(values: Sequence[float], confidence: float = 0.95) -> float | None:
@@ -27,5 +27,7 @@ def half_width(values: Sequence[float], confidence: float = 0.95) -> float | Non
     std = sample_std(values)
     if std is None:
         return None
-    quantile = student_t.ppf((1 + confidence) / 2, len(values) - 1)
+    from scipy.special import stdtrit  # takes a while to import, and tables have no intervals
+
+    quantile = stdtrit(len(values) - 1, (1 + confidence) / 2)
     return float(quantile) * std / math.sqrt(len(values))

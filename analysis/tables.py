@@ -1,5 +1,6 @@
 """Groups of trials -> tables: computed once as plain data, then rendered."""
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -8,12 +9,13 @@ from enum import StrEnum
 from analysis.columns import Column
 from analysis.configuration import Settings
 from analysis.confirmed import Point, Study, group_studies
-from analysis.groups import PLACE, TEACHER, Group, group_students, group_teachers, student_rows
+from analysis.groups import PLACE, TEACHER, Group, group_students, group_teachers, student_trials
 from analysis.load import Sweep, records
 from analysis.metrics import Metric
 from analysis.names import ONTO, method_name
 from analysis.published import Published, published
 from analysis.stats import mean, sample_std
+from sweeps.schema import IDENTITY, SEARCH
 
 
 class Mark(StrEnum):
@@ -145,6 +147,12 @@ def equal_budgets(studies: Iterable[Study]) -> bool:
     return len({(study.points, study.trials) for study in studies if study.searches}) < 2
 
 
+def needed(metric: Metric) -> list[str]:
+    """The columns of the trials that `build_tables` looks at."""
+    names = [field.name for field in (*IDENTITY, *SEARCH)]
+    return list(dict.fromkeys([*names, "status", "val_acc", "test_top1", metric.key, "ended_at", "replayed"]))
+
+
 def build_tables(sweep: Sweep, metric: Metric) -> list[Table]:
     """A table for each data set of the sweep; one without a data set if no student has ended."""
     students = group_students(sweep)
@@ -158,7 +166,7 @@ def build_tables(sweep: Sweep, metric: Metric) -> list[Table]:
 def build_cell(group: Group, metric: Metric, seeds: set[int]) -> Cell:
     """The cell of a group; `seeds` are those that a complete cell would have."""
     values = group.values(metric.key)
-    ended = Counter(group.trials["status"])
+    ended = Counter(group.entries("status"))
     return Cell(
         mean=mean(values),
         std=sample_std(values),
@@ -166,7 +174,7 @@ def build_cell(group: Group, metric: Metric, seeds: set[int]) -> Cell:
         n_failed=ended["failed"],
         n_diverged=ended["diverged"],
         n_stopped=ended["stopped"],
-        n_missing=len(seeds - set(group.trials["seed"])),
+        n_missing=len(seeds - set(group.entries("seed"))),
         point=group.point,
     )
 
@@ -175,10 +183,9 @@ def rank(cells: Sequence[Cell], metric: Metric) -> list[int | None]:
     """The rank of each competing cell from 1; equal as printed is equal in rank, None is not ranked."""
     sign = 1 if metric.lower_is_better else -1
     scores = [sign * round(cell.mean, metric.decimals) if cell.mean is not None else 0.0 for cell in cells]
-    ranked = [score for score, cell in zip(scores, cells, strict=True) if cell.competes]
+    ranked = sorted(score for score, cell in zip(scores, cells, strict=True) if cell.competes)
     return [
-        1 + sum(other < score for other in ranked) if cell.competes else None
-        for score, cell in zip(scores, cells, strict=True)
+        1 + bisect_left(ranked, score) if cell.competes else None for score, cell in zip(scores, cells, strict=True)
     ]
 
 
@@ -196,10 +203,9 @@ def sweep_seeds(sweep: Sweep) -> dict[bool, set[int]]:
 
     Teachers, and so their probes, have one of their own.
     """
-    seeds: dict[bool, set[int]] = {True: set(), False: set()}
-    for row in student_rows(sweep):
-        seeds[row["study"] is not None].add(row["seed"])
-    return seeds
+    trials = student_trials(sweep)
+    confirmed = trials["study"].notna()
+    return {which: set(trials["seed"][confirmed == which]) for which in (True, False)}
 
 
 def _table(sweep: Sweep, metric: Metric, groups: list[Group]) -> Table:
@@ -212,7 +218,8 @@ def _table(sweep: Sweep, metric: Metric, groups: list[Group]) -> Table:
         key = group.method, group.settings
         wanted = set() if group.method == TEACHER else seeds[group.point is not None]
         cell = build_cell(group, metric, wanted)
-        cells.setdefault(key, {})[group.column] = replace(cell, published=published(group, metric, teachers))
+        printed = published(group, metric, teachers)
+        cells.setdefault(key, {})[group.column] = replace(cell, published=printed) if printed else cell
         empty[key] = Cell(n_missing=len(wanted))
     rows = [
         TableRow(method=key[0], settings=key[1], cells=tuple(row.get(column, empty[key]) for column in columns))
@@ -242,7 +249,8 @@ def _marked(rows: list[TableRow], metric: Metric) -> list[TableRow]:
 
 
 def _with_marks(row: TableRow, places: Iterable[Mark]) -> TableRow:
-    return replace(row, cells=tuple(replace(cell, mark=mark) for cell, mark in zip(row.cells, places, strict=True)))
+    marked = zip(row.cells, places, strict=True)
+    return replace(row, cells=tuple(replace(cell, mark=mark) if mark else cell for cell, mark in marked))
 
 
 def _notes(cells: Iterable[Cell]) -> tuple[str, ...]:

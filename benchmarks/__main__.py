@@ -1,4 +1,4 @@
-"""python -m benchmarks [steps|trials|share|methods|search]: what kdsweep costs, measured on this machine in one run.
+"""python -m benchmarks [steps|trials|share|store|methods|search]: what kdsweep costs, measured here in one run.
 
 Nothing here is a test: times differ between machines. What is held to are ratios of times of one run.
 """
@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmarks import machine, methods, search, share, steps, trials
+from benchmarks import machine, methods, search, share, steps, store, trials
 
 
 class Name(StrEnum):
@@ -19,6 +19,7 @@ class Name(StrEnum):
     STEPS = "steps"
     TRIALS = "trials"
     SHARE = "share"
+    STORE = "store"
     METHODS = "methods"
     SEARCH = "search"
 
@@ -27,6 +28,7 @@ BENCHMARKS = {
     Name.STEPS: steps.measure,
     Name.TRIALS: trials.measure,
     Name.SHARE: share.measure,
+    Name.STORE: store.measure,
     Name.SEARCH: search.measure,
 }
 LONG = (Name.METHODS, Name.SEARCH)  # minutes to hours; only if they are named

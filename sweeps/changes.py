@@ -26,7 +26,7 @@ def check(spec: Spec, text: str, plan: Plan, store: Store) -> None:
     """
     ended = store.ids("trials")
     if plan.studies:  # rows of a search are known by their study
-        ended |= {key for key in store.read_trials().column("study").to_pylist() if key is not None}
+        ended |= {key for key in store.read_trials(columns=["study"])["study"].to_pylist() if key is not None}
     for name in sorted(store.ids("specs")):
         before = _stored(store, name, "toml")
         if before == text or not ended or not _lost(_remembered(store, name), plan, ended):

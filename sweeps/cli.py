@@ -13,6 +13,7 @@ from rich.console import Console
 
 from kdtrain.config import ConfigError
 from sweeps import changes, cli_study, plan, replay, show, spec
+from sweeps.compact import compact
 from sweeps.cost import learned
 from sweeps.job import Missing, asked, missing, source_of, tidy
 from sweeps.published import bring
@@ -20,6 +21,7 @@ from sweeps.schema import Status
 from sweeps.searches import remember_spaces, searches
 from sweeps.store import TEACHERS, Store, StoreError
 from sweeps.tables import Spec
+from sweeps.words import count
 
 app = typer.Typer(
     help="Plan, run and watch sweeps of distillation trials.",
@@ -84,6 +86,21 @@ def status_command(spec_file: SpecFile, results: Results = None) -> None:
     """
     loaded, _, planned = _load(spec_file, results)
     show.show_status(loaded, planned, Console(highlight=False, markup=False))
+
+
+@app.command("compact")
+def compact_command(
+    results: Annotated[
+        str, typer.Argument(help="The folder of a sweep, such as results/demo, or of several, such as results.")
+    ],
+) -> None:
+    """Merge the small files of ended trials, which makes reading large sweeps fast. Safe at any time.
+
+    Example: kd-sweep compact results/demo
+    """
+    for each in compact(results):
+        n = max(each.trials, each.epochs)
+        typer.echo(f"{each.sweep}: " + (f"merged the files of {count(n, 'trial')}" if n else "nothing to merge"))
 
 
 def _load(path: Path, results: str | None) -> Planned:

@@ -55,7 +55,7 @@ def learned(spec: Spec) -> "Cost":
 
 
 def _rows(results: str, name: str) -> list[Row]:
-    found: list[Row] = Store(results, name).read_trials().select(COLUMNS).to_pylist()
+    found: list[Row] = Store(results, name).read_trials(columns=COLUMNS).to_pylist()
     return found
 
 

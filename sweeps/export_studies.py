@@ -1,7 +1,5 @@
 """The searches of sweeps -> an Optuna database, which optuna-dashboard shows. Nothing is ever deleted there."""
 
-import os
-import posixpath
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ from kdtrain.config import ConfigError
 from sweeps import optuna_studies
 from sweeps.optuna_studies import STUDY, TRIAL_IDS, Search
 from sweeps.schema import Status
-from sweeps.store import TEACHERS, Store, sweeps
+from sweeps.store import stores
 
 _NO_URL = "what is no URL"  # not repeated, as nobody knows where in it a password is
 
@@ -80,7 +78,7 @@ def told(url: str) -> str:
 def _jobs(results: str) -> list[_Job]:
     found = [
         (search, store)
-        for store in _stores(results)
+        for store in stores(results)
         for search in optuna_studies.searches(store.read_trials().to_pylist())
     ]
     if not found:
@@ -91,15 +89,6 @@ def _jobs(results: str) -> list[_Job]:
         trials = optuna_studies.trials(search, store.read_epochs(stopped).to_pylist())
         jobs.append(_Job(name=_name(store.sweep, search), search=search, trials=trials))
     return jobs
-
-
-def _stores(results: str) -> list[Store]:
-    """The sweep whose folder it is, or those in it."""
-    path = results.rstrip("/") if "://" in results else os.path.abspath(os.path.expanduser(results))
-    parent, name = posixpath.split(path)
-    if name != TEACHERS and not parent.endswith(":") and Store(parent, name).ids("trials"):
-        return [Store(parent, name)]
-    return [Store(path, each) for each in sweeps(path)]
 
 
 def _name(sweep: str, search: Search) -> str:

@@ -224,7 +224,7 @@ def _ended(store: Store, planned: Iterable[str], retry_failed: bool) -> dict[str
     A sweep that was a search before may have them, and tables do not show them.
     """
     again = (Status.FAILED, Status.DIVERGED) if retry_failed else ()
-    rows = store.read_trials(planned).select(["trial_id", "status", "phase"]).to_pylist()
+    rows = store.read_trials(planned, ["trial_id", "status", "phase"]).to_pylist()
     return {row["trial_id"]: row["status"] for row in rows if row["status"] not in again and row["phase"] is None}
 
 

@@ -64,7 +64,7 @@ class Replay:
 def check(spec: Spec, plan: Plan, own: Store) -> None:
     """Raise ConfigError if the sweep to replay lacks trials, or if real results or those of another one would mix."""
     name = spec.run.replay
-    sources = {row["replayed"] for row in own.read_trials().select(["epochs_done", "replayed"]).to_pylist()
+    sources = {row["replayed"] for row in own.read_trials(columns=["epochs_done", "replayed"]).to_pylist()
                if row["epochs_done"]}  # fmt: skip
     if others := {source and source.partition("/")[0] for source in sources} - {name}:
         was = f"replayed from {min(map(str, others))}" if None not in others else "trained"

@@ -166,7 +166,7 @@ def _fit(
 def _bury(jobs: Iterable[Job]) -> None:
     """Write the rows of trials whose workers died: nobody else can."""
     for job in jobs:
-        if job.store.exists("trials", f"{job.id}.parquet"):  # it died after its work was done
+        if job.store.statuses([job.id]):  # it died after its work was done
             clean(job)
             continue
         told = ("WorkerDied", "the worker died more often than run.max_failures allows (out of memory, or killed)")

@@ -170,7 +170,7 @@ def searches(
     if spec.search is None:
         return []
     rows: dict[str, list[Row]] = defaultdict(list)
-    for row in [*own.read_trials().select(COLUMNS).to_pylist(), *under_way]:
+    for row in [*own.read_trials(columns=COLUMNS).to_pylist(), *under_way]:
         if row["phase"] is not None:
             again = retry_failed and row["status"] in (Status.FAILED, Status.DIVERGED)
             rows[row["study"]].append({**row, "status": None} if again else row)
@@ -218,7 +218,7 @@ def _search(spec: Spec, study: Study, rows: list[Row], own: Store, to_run: bool)
 def _curves(own: Store, rows: Iterable[Row]) -> dict[str, Curve]:
     curves: dict[str, Curve] = defaultdict(dict)
     ended = [row["trial_id"] for row in rows if row["status"] is not None]
-    for row in own.read_epochs(ended).select(["trial_id", "stage", "epoch", "val_acc"]).to_pylist() if ended else ():
+    for row in own.read_epochs(ended, ["trial_id", "stage", "epoch", "val_acc"]).to_pylist():
         if row["stage"] == "train" and row["val_acc"] is not None:
             curves[row["trial_id"]][row["epoch"]] = row["val_acc"]
     return curves

@@ -65,7 +65,7 @@ def show_status(spec: Spec, plan: Plan, console: Console) -> None:
     for kind, store, trials in (("teachers", teachers, plan.teachers), ("trials", own, plan.trials)):
         if not trials:
             continue
-        ended = store.read_trials(trials).select(["trial_id", "status", *PREDICTED]).to_pylist()
+        ended = store.read_trials(trials, columns=["trial_id", "status", *PREDICTED]).to_pylist()
         told += ended
         counts = Counter(row["status"] for row in ended)
         open_ids = trials.keys() - {row["trial_id"] for row in ended}
@@ -76,7 +76,7 @@ def show_status(spec: Spec, plan: Plan, console: Console) -> None:
         console.print(f"{len(ended)} of {len(trials)} {kind} have ended: {', '.join(parts)}.")
         _print_begun(store, begun, trials, console)
     if spec.search is not None:
-        told += own.read_trials().select(PREDICTED).to_pylist()
+        told += own.read_trials(columns=PREDICTED).to_pylist()
         _show_searches(spec, plan, own, console)
     for line in show_cost.predicted(told):
         console.print(line, soft_wrap=True)

@@ -136,7 +136,7 @@ class TrialTrainable(tune.Trainable):
             return None
         if job.keeps_weights and not store.exists("models", f"{job.id}.safetensors"):
             return None
-        for row in store.read_trials([job.id]).select(["phase", "status", "epochs_done", "val_acc"]).to_pylist():
+        for row in store.read_trials([job.id], ["phase", "status", "epochs_done", "val_acc"]).to_pylist():
             # A grid may have run what is now a point of a search.
             if row["status"] == Status.COMPLETED and row["phase"] == job.searched.get("phase"):
                 clean(job)
