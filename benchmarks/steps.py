@@ -32,7 +32,7 @@ PAIRS = (("resnet56", "resnet20"), ("wrn_40_2", "wrn_16_2"), ("resnet50_cifar", 
 PARAMS: dict[str, dict[str, Any]] = {"wsld": {"teacher_bn": "eval"}}
 METHODS = ("kd", "cid", "ipwd", "crd", "wsld", "dkd")
 PRECISIONS = ("fp32", "bf16")
-ROUNDS = 20
+ROUNDS = 12
 LIMIT, LIMITS = 1.10, {"crd": 1.5}
 
 

@@ -11,15 +11,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from statistics import median
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from rich.table import Table
 
+from benchmarks.page import Shown
+from benchmarks.results import Row
 from sweeps import rows
 from sweeps.compact import compact
 from sweeps.plan import expand
@@ -60,18 +61,57 @@ print(seconds, used.ru_utime + used.ru_stime, used.ru_maxrss, file=sys.stderr)
 RANGES = {"test_top1": (70, 1), "test_top5": (91, 1), "test_nll": (1.1, 0.1), "test_ece": (6, 1), "best_acc": (71, 1)}
 
 
-def measure() -> Iterable[Table]:
-    """Two tables: small files, and the table of all trials beside its targets."""
+def measure() -> list[Row]:
+    """A row for each work on the store: of small files, and five of the table of all trials."""
     plan = expand(parse_text(SPEC))
     trials = made_trials([rows.identity(trial, "student") for trial in plan.trials.values()], SETTINGS, SEEDS)
     teachers = made_trials([rows.identity(trial, "teacher") for trial in plan.teachers.values()], 1, 1)
     with tempfile.TemporaryDirectory() as results:
-        yield _small_files(Store(results, "small"), trials.slice(0, SMALL))
+        found = _small_files(Store(results, "small"), trials.slice(0, SMALL))
         large = Store(results, "large")
         seconds = _seconds(lambda: large.write_merged("trials", trials))
         seconds += _seconds(lambda: large.write_merged("epochs", made_epochs(trials["trial_id"].to_pylist())))
         Store(results, TEACHERS).write_merged("trials", teachers)
-        yield _all_trials(large, len(trials), seconds)
+        size = sum(info.size for kind in ("trials", "epochs") for info in large.files(kind, "merged").values())
+        found.append(_row("write merged", len(trials), seconds, size_mb=size / 1e6))
+        command = [sys.executable, "-m", "analysis", "table", large.url]
+        return found + [_row("table", len(trials), *_run(command)) for _ in range(RUNS)]
+
+
+def shown(rows: Sequence[Row]) -> list[Shown]:
+    """Two tables."""
+    small = [row for row in rows if row["trials"] == SMALL]
+    lines = [[row["work"], f"{row['seconds']:.2f}", f"{1000 * row['seconds'] / row['trials']:.2f}"] for row in small]
+    about = f"{SMALL:,} trials of {EPOCHS_EACH} epochs, generated, one run (n = 1)."
+    files = Shown("6. The store: small files", about, ("", "total, s", "a trial, ms"), lines)
+    (written,) = (row for row in rows if row["work"] == "write merged")
+    runs = [row for row in rows if row["work"] == "table"]
+    lines = []
+    for label, key, digits, target in (
+        ("wall time, s", "seconds", 2, WALL),
+        ("CPU time, s", "cpu_seconds", 2, None),  # what it would take of a machine without other load
+        ("peak memory, MB", "peak_mb", 0, MEMORY),
+    ):
+        values = [row[key] for row in runs]
+        numbers = [f"{value:,.{digits}f}" for value in (median(values), min(values), max(values))]
+        said = "" if target is None else f"at most {target:,}: {'kept' if median(values) <= target else 'exceeded'}"
+        lines.append([label, *numbers, said])
+    about = (
+        f"`kd-report table` of {written['trials']:,} generated trials of {EPOCHS_EACH} epochs as `kd-sweep compact` "
+        f"leaves them ({written['size_mb']:,.0f} MB, written in {written['seconds']:.0f} s), {len(runs)} runs."
+    )
+    table = Shown("The store: a table of all trials", about, ("", "median", "least", "most", "target"), lines)
+    return [files, table]
+
+
+def _row(
+    work: str, trials: int, seconds: float, cpu_seconds: float | None = None, peak_mb: float | None = None,
+    size_mb: float | None = None,
+) -> Row:  # fmt: skip
+    return {
+        "work": work, "trials": trials, "seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mb": peak_mb,
+        "size_mb": size_mb,
+    }  # fmt: skip
 
 
 def made_trials(identities: list[dict[str, Any]], settings: int, seeds: int) -> pa.Table:
@@ -120,6 +160,8 @@ def made_epochs(ids: list[str]) -> pa.Table:
         "val_acc": pa.nulls(n, pa.float64()),
         "test_acc": draw.normal(65, 5, n),
         "seconds": draw.uniform(38, 46, n),
+        "teacher_seconds": np.zeros(n),
+        "shared_seconds": draw.uniform(0, 0.1, n),
     }
     return pa.Table.from_pydict(columns, schema=EPOCHS)
 
@@ -132,7 +174,7 @@ def _scaled(params: str, settings: int) -> Iterable[str]:
         yield json.dumps(table if name is None else {**table, name: table[name] * (1 + place / 10)}, sort_keys=True)
 
 
-def _small_files(store: Store, trials: pa.Table) -> Table:
+def _small_files(store: Store, trials: pa.Table) -> list[Row]:
     """The work on the small files of these trials."""
     epochs: dict[str, list[dict[str, Any]]] = {}
     for row in made_epochs(trials["trial_id"].to_pylist()).to_pylist():
@@ -148,37 +190,7 @@ def _small_files(store: Store, trials: pa.Table) -> Table:
 
     works = (("write, one by one", write), ("read small files", read), ("compact", lambda: compact(store.url)),
              ("read the merged ones", read))  # fmt: skip
-    table = Table(title=f"{len(trials):,} trials of {EPOCHS_EACH} epochs, one run", title_justify="left")
-    for header in ("", "total, s", "a trial, ms"):
-        table.add_column(header, justify="right" if header else "left")
-    for name, work in works:
-        seconds = _seconds(work)
-        table.add_row(name, f"{seconds:.2f}", f"{1000 * seconds / len(trials):.2f}")
-    return table
-
-
-def _all_trials(store: Store, trials: int, written: float) -> Table:
-    """The table of all trials as a person runs it."""
-    command = [sys.executable, "-m", "analysis", "table", store.url]
-    walls, cpus, peaks = zip(*(_run(command) for _ in range(RUNS)), strict=True)
-    size = sum(info.size for kind in ("trials", "epochs") for info in store.files(kind, "merged").values())
-    table = Table(
-        title=f"kd-report table of {trials:,} merged trials of {EPOCHS_EACH} epochs ({size / 1e6:,.0f} MB, written in "
-        f"{written:.0f} s); {RUNS} runs",
-        title_justify="left",
-    )
-    for header in ("", "median", "least", "most", "target", ""):
-        table.add_column(header, justify="right" if header else "left")
-    for name, values, digits, target in (
-        ("wall time, s", walls, 2, WALL),
-        ("CPU time, s", cpus, 2, None),  # what it would take of a machine without other load
-        ("peak memory, MB", peaks, 0, MEMORY),
-    ):
-        found = median(values)
-        numbers = [f"{value:,.{digits}f}" for value in (found, min(values), max(values))]
-        kept = ["", ""] if target is None else [f"{target:,}", "kept" if found <= target else "exceeded"]
-        table.add_row(name, *numbers, *kept)
-    return table
+    return [_row(name, len(trials), _seconds(work)) for name, work in works]
 
 
 def _run(command: list[str]) -> tuple[float, float, float]:

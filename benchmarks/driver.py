@@ -1,6 +1,6 @@
 """What a trial costs that does nothing: Ray Tune, the plan and the result files, without any training.
 
-python -m benchmarks.trials N measures N trials and prints the figures as JSON.
+python -m benchmarks.driver N measures N trials and prints the figures as JSON.
 """
 
 import io
@@ -11,15 +11,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
+from benchmarks.page import Shown
+from benchmarks.results import Row
 from kdtrain.record import EpochRecord, TrialResult
 from sweeps import rows
 from sweeps.cost import Cost
@@ -95,36 +96,37 @@ def sweep(trials: int) -> dict[str, float]:
     }
 
 
-def measure() -> Iterable[Table]:
-    """One table: what plans of 1,000 and 10,000 trials take, each in a process of its own."""
-    measured = [_apart(trials) for trials in SIZES]
-    table = Table(title="trials that do nothing, one run each", title_justify="left")
-    table.add_column("")
-    for one in measured:
-        table.add_column(f"{one['trials']:,} trials", justify="right")
-    table.add_column("target")
-    whole = [one["run"] / one["trials"] for one in measured]
-    growth = [later["steady"] / earlier["steady"] for earlier, later in pairwise(measured)]
-    for label, values, target in (
-        ("plan, s", [f"{one['plan']:.1f}" for one in measured], ""),
-        ("start of Ray and of its workers, s", [f"{one['start']:.1f}" for one in measured], ""),
-        ("run, with that start, s", [f"{one['run']:.1f}" for one in measured], ""),
-        ("of it a trial, ms", [f"{1e3 * each:.1f}" for each in whole], _said(whole[-1], BUDGET, f"{1e3 * BUDGET:g}")),
-        ("first begin to last end, a trial, ms", [f"{1e3 * one['steady']:.1f}" for one in measured], ""),
-        ("to a trial of the plan before", ["", *(f"{each:.2f}" for each in growth)], _said(growth[-1], GROWTH, "1.1")),
-        ("peak memory of the driver, MiB", [f"{one['peak']:.0f}" for one in measured], ""),
-        ("result files", [f"{one['files']:,.0f}" for one in measured], ""),
-    ):
-        table.add_row(label, *values, target)
-    yield table
+def measure() -> list[Row]:
+    """What plans of 1,000 and 10,000 trials take, each in a process of its own."""
+    return [_apart(trials) for trials in SIZES]
 
 
-def _apart(trials: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.trials", str(trials)]
-    environment = {**os.environ, "RAY_ADDRESS": "local"}
-    told: dict[str, float] = json.loads(
-        subprocess.run(command, check=True, capture_output=True, env=environment).stdout
+def shown(rows: Sequence[Row]) -> list[Shown]:
+    """One table."""
+    whole = [row["run"] / row["trials"] for row in rows]
+    growth = [later["steady"] / earlier["steady"] for earlier, later in pairwise(rows)]
+    lines = [
+        ["plan, s", *(f"{row['plan']:.1f}" for row in rows), ""],
+        ["start of Ray and of its workers, s", *(f"{row['start']:.1f}" for row in rows), ""],
+        ["run, with that start, s", *(f"{row['run']:.1f}" for row in rows), ""],
+        ["of it a trial, ms", *(f"{1e3 * each:.1f}" for each in whole), _said(whole[-1], BUDGET, f"{1e3 * BUDGET:g}")],
+        ["first begin to last end, a trial, ms", *(f"{1e3 * row['steady']:.1f}" for row in rows), ""],
+        ["to a trial of the plan before", "", *(f"{each:.2f}" for each in growth), _said(growth[-1], GROWTH, "1.1")],
+        ["peak memory of the driver, MiB", *(f"{row['peak']:.0f}" for row in rows), ""],
+        ["result files", *(f"{row['files']:,.0f}" for row in rows), ""],
+    ]
+    about = (
+        "Planned trials whose trainer returns at once, through the code of `kd-sweep run`, one run each (n = 1). Each "
+        "writes the rows of a trial of one epoch; a worker reads and writes nothing else."
     )
+    headers = ("", *(f"{row['trials']:,} trials" for row in rows), "target")
+    return [Shown("5. The driver", about, headers, lines)]
+
+
+def _apart(trials: int) -> Row:
+    command = [sys.executable, "-m", "benchmarks.driver", str(trials)]
+    environment = {**os.environ, "RAY_ADDRESS": "local"}
+    told: Row = json.loads(subprocess.run(command, check=True, capture_output=True, env=environment).stdout)
     return told
 
 
