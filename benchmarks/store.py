@@ -162,6 +162,7 @@ def made_epochs(ids: list[str]) -> pa.Table:
         "seconds": draw.uniform(38, 46, n),
         "teacher_seconds": np.zeros(n),
         "shared_seconds": draw.uniform(0, 0.1, n),
+        "teacher_epochs": np.zeros(n, int),
     }
     return pa.Table.from_pydict(columns, schema=EPOCHS)
 

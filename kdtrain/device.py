@@ -41,8 +41,8 @@ def set_up(where: Where) -> torch.device:
 def keep_freed_memory() -> None:
     """Let this process keep the memory that a step frees for the next step.
 
-    glibc gives large blocks back to the system at once, which hands them out again page by page, zeroed: of a
-    MobileNetV2 step that is a fifth. Does nothing where the C library is another.
+    glibc gives large blocks back to the system at once, which hands them out again page by page, zeroed. Does nothing
+    where the C library is another.
     """
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
     with suppress(OSError, AttributeError):

@@ -74,19 +74,21 @@ class EpochOutputs:
         self.model, self.batches, self.files = model, batches, files
         self.names = frozenset(names)
         self.stored = self.names | frozenset(stored)
-        self.computing = self.sharing = 0.0  # seconds of the last `begin`: at the teacher, and at shared files
+        # Of the last `begin`: seconds at the teacher and at shared files, and epochs that were computed.
+        self.computing, self.sharing, self.computed = 0.0, 0.0, 0
         self._opened = Shared({})
         self._rows: Mapping[str, Tensor] = {}
 
-    def begin(self, number: int) -> None:
-        """Have the outputs for the views of an epoch. `number`: see `Batches.epoch`."""
-        start, self.computing = time.perf_counter(), 0.0
+    def begin(self, number: int, last: int) -> None:
+        """Have the outputs for the views of an epoch. `number`: see `Batches.epoch`; `last`: of the epochs to come."""
+        start, self.computing, self.computed = time.perf_counter(), 0.0, 0
         self.end()
         if self.files is None:
-            self._rows = self._computed(number, self.names)
+            self._rows = self._compute(number, self.names)
         else:
-            place = number if self.batches.trial.train.augment else 0  # without augmentation all epochs are alike
-            self._opened = self.files.get(place, self.names, lambda names: self._computed(number, names | self.stored))
+            # Without augmentation all epochs are alike.
+            places = range(number, last + 1) if self.batches.trial.train.augment else range(1)
+            self._opened = self.files.get(places[0], self.names, self._stored, places[1:])
             arrays, device = self._opened.arrays, self.batches.device
             self._rows = {name: arrays[name].to(device, non_blocking=True) for name in self.names}
         self.sharing = time.perf_counter() - start - self.computing if self.files else 0.0
@@ -103,7 +105,10 @@ class EpochOutputs:
         empty = torch.empty(0, device=indices.device)
         return Outputs(rows.pop("logits", empty), rows.pop("pooled", empty), empty, (), (), rows)
 
-    def _computed(self, number: int, names: Set[str]) -> dict[str, Tensor]:
+    def _stored(self, number: int, names: Set[str]) -> dict[str, Tensor]:
+        return self._compute(number, names | self.stored)
+
+    def _compute(self, number: int, names: Set[str]) -> dict[str, Tensor]:
         """The outputs for all images in ascending order, [n, ...] each; on the CPU where they are to be stored."""
         start, first = time.perf_counter(), 0
         rows: dict[str, Tensor] = {}
@@ -118,7 +123,8 @@ class EpochOutputs:
                 rows = {name: values.cpu() for name, values in rows.items()}
         if self.batches.device.type == "cuda":
             torch.cuda.synchronize(self.batches.device)  # else these seconds would be those of the next step
-        self.computing = time.perf_counter() - start
+        self.computing += time.perf_counter() - start
+        self.computed += 1
         return rows
 
     def _of(self, images: Tensor, names: Set[str]) -> dict[str, Tensor]:

@@ -102,11 +102,10 @@ class Training:
             if val_acc is None or epoch == self.recipe.epochs:
                 self.last = self.predictions("test")
                 test_acc = metrics.top1(*self.last)
-        computing, sharing = self.teachers.seconds if self._looks_at_teacher(stage) else (0.0, 0.0)
         record = EpochRecord(
             stage="train" if stage is None else "pretrain", epoch=epoch, lr=lr, terms=terms, train_acc=train_acc,
             val_acc=val_acc, test_acc=test_acc, seconds=time.perf_counter() - start,
-            teacher_seconds=computing, shared_seconds=sharing,
+            **(self.teachers.spent() if self._looks_at_teacher(stage) else {}),
         )  # fmt: skip
         self.records.append(record)
         if stage is not None and self.stage is None:
@@ -131,7 +130,7 @@ class Training:
             train_seconds=sum(record.seconds for record in self.records),
             teacher_seconds=sum(record.teacher_seconds for record in self.records),
             shared_seconds=sum(record.shared_seconds for record in self.records),
-            teacher_epochs=sum(record.teacher_seconds > 0 for record in self.records),
+            teacher_epochs=sum(record.teacher_epochs for record in self.records),
         )  # fmt: skip
 
     def predictions(self, split: str) -> tuple[Tensor, Tensor]:
@@ -205,7 +204,9 @@ class Training:
     def _train_epoch(self, epoch: int, number: int) -> tuple[dict[str, float], float | None]:
         self._set_modes()
         if self._looks_at_teacher(self.stage):
-            self.teachers.begin(number)
+            self.teachers.begin(
+                number, self.recipe.epochs if self.stage is None else self.recipe.epochs + self.stage.epochs
+            )
         if self.stage is None:
             self.method.start_epoch(epoch)
         n, totals = 0, dict[str, Tensor]()

@@ -8,7 +8,7 @@ time. Locks are flock's, so that those of a process that dies are free.
 import fcntl
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
@@ -20,6 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 Arrays = Mapping[str, Tensor]  # float16 [n, ...] by name, on the CPU
+Make = Callable[[int, Set[str]], Arrays]  # the arrays of an epoch of these names
 SUFFIX, PARTIAL = ".safetensors", ".partial"
 
 
@@ -39,33 +40,51 @@ class OutputCache:
     """The files of one key. `limit`: bytes of all files in `folder`, of all keys.
 
     `problem` says why files cannot be written, once that has failed: what was to be stored is used all the same.
+    `full`: whether the last file found no room beside those in use.
     """
 
     def __init__(self, folder: Path, key: str, limit: int) -> None:
         self.folder, self.own, self.limit = folder, folder / key, limit
         self.problem: str | None = None
+        self.full = False
 
-    def get(self, number: int, names: Set[str], make: Callable[[Set[str]], Arrays]) -> Shared:
+    def get(self, number: int, names: Set[str], make: Make, ahead: Iterable[int] = ()) -> Shared:
         """At least the arrays named, of the epoch `number`: from its file, else from `make`, which is then stored.
 
-        Of several processes one makes them while the others wait.
+        Of several processes one makes them. The others do not idle: they make those of the epochs `ahead` that nobody
+        has or makes, and wait when there is none.
         """
+        later = (n for n in ahead if not (self.own / f"{n}{SUFFIX}").exists())
+        while (found := self._obtain(number, names, make, wait=False)) is None:
+            other = None if self.full or self.problem else next(later, None)
+            if other is None:
+                found = self._obtain(number, names, make, wait=True)
+                assert found is not None
+                break
+            if (made := self._obtain(other, names, make, wait=False)) is not None:
+                made.close()
+        return found
+
+    def _obtain(self, number: int, names: Set[str], make: Make, wait: bool) -> Shared | None:
+        """What `get` returns; None without `wait` if another process makes it."""
         path = self.own / f"{number}{SUFFIX}"
         if (found := _read(path, names)) is not None:
             return found
         with ExitStack() as stack:
             try:
                 self.own.mkdir(parents=True, exist_ok=True)
-                partial = stack.enter_context(_turn(path.with_suffix(PARTIAL)))
+                partial = stack.enter_context(_turn(path.with_suffix(PARTIAL), wait))
+            except BlockingIOError:
+                return None
             except OSError as error:
                 self.problem = _reason(self.folder, error)
-                return Shared(make(names))
+                return Shared(make(number, names))
             if (found := _read(path, names)) is not None:  # another process has made it meanwhile
                 os.unlink(partial.name)
                 return found
             with suppress(FileNotFoundError):  # made for trials that needed less
                 names = names | (_names(path) or set())
-            arrays = make(names)
+            arrays = make(number, names)
             try:
                 self._store(arrays, partial, path)
             except OSError as error:
@@ -78,7 +97,8 @@ class OutputCache:
         """Write a file, unless it does not fit beside those in use."""
         data = save({name: array.contiguous() for name, array in arrays.items()}, {"sha256": _checksum(arrays)})
         with _turn(self.folder / ".lock"):  # one writer at a time, so that the files keep to the limit
-            if not self._make_room(len(data)):
+            self.full = not self._make_room(len(data))
+            if self.full:
                 os.unlink(partial.name)
                 return
             partial.truncate(0)  # what a process that died has left
@@ -107,11 +127,11 @@ class OutputCache:
 
 
 @contextmanager
-def _turn(path: Path) -> Iterator[FileIO]:
-    """The file `path`, made if need be, held by this process alone."""
+def _turn(path: Path, wait: bool = True) -> Iterator[FileIO]:
+    """The file `path`, made if need be, held by this process alone; BlockingIOError if it would have to wait."""
     while True:
         with open(path, "ab", buffering=0) as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             if _is_at(file, path):  # else whoever held it has renamed or deleted it
                 yield file
                 return

@@ -17,6 +17,7 @@ class EpochRecord:
     seconds: float  # training and evaluation
     teacher_seconds: float = 0.0  # of these: computing a teacher's outputs for all images of the epoch at once
     shared_seconds: float = 0.0  # and waiting for, reading and writing the files in which trials share them
+    teacher_epochs: int = 0  # for how many epochs they were computed: while others do the next, also for later ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +37,10 @@ class TrialResult:
     best_split: str  # "val" or "test"
     n_train: int
     student_params: int
-    train_seconds: float  # sum over epochs, also of "pretrain" and those before a resume; so are the next two
+    train_seconds: float  # sum over epochs, also of "pretrain" and those before a resume; so are the next three
     teacher_seconds: float = 0.0
     shared_seconds: float = 0.0
-    teacher_epochs: int = 0  # how many epochs the teacher's outputs were computed for at once
+    teacher_epochs: int = 0
 
 
 class DivergedError(RuntimeError):

@@ -1,6 +1,7 @@
 """What the steps of a trial see of its teachers: outputs of the epoch, computed at once and perhaps shared, or live."""
 
 from collections.abc import Iterable, Set
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ class Teachers:
         self.trial, self.method = trial, method
         self.teacher, self.assistants = setting.teacher, setting.assistants
         self.frozen = methods.cacheable(trial.method)
-        self.at_once = self._at_once(batches, where) if self.frozen and batches.images.info.in_memory else []
+        self.at_once = self._epoch_outputs(batches, where) if self.frozen and batches.images.info.in_memory else []
 
     @property
     def problem(self) -> str | None:
@@ -34,15 +35,18 @@ class Teachers:
         problems = (outputs.files.problem for outputs in self.at_once if outputs.files)
         return next((problem for problem in problems if problem), None)
 
-    @property
-    def seconds(self) -> tuple[float, float]:
-        """Of the last `begin`: those spent on computing outputs, and those on files of shared ones."""
-        return sum(outputs.computing for outputs in self.at_once), sum(outputs.sharing for outputs in self.at_once)
+    def spent(self) -> dict[str, Any]:
+        """What the last `begin` took, as fields of an EpochRecord."""
+        return {
+            "teacher_seconds": sum(outputs.computing for outputs in self.at_once),
+            "shared_seconds": sum(outputs.sharing for outputs in self.at_once),
+            "teacher_epochs": sum(outputs.computed for outputs in self.at_once[:1]),
+        }
 
-    def begin(self, number: int) -> None:
-        """Have what can be computed at once for the views of an epoch. `number`: see `Batches.epoch`."""
+    def begin(self, number: int, last: int) -> None:
+        """Have what can be computed at once for an epoch. See `EpochOutputs.begin`."""
         for outputs in self.at_once:
-            outputs.begin(number)
+            outputs.begin(number, last)
 
     def end(self) -> None:
         """Let go of it."""
@@ -75,7 +79,7 @@ class Teachers:
             outputs = methods.digested(digests, outputs)
             return rounded(outputs) if self.frozen else outputs
 
-    def _at_once(self, batches: Batches, where: Where) -> list[EpochOutputs]:
+    def _epoch_outputs(self, batches: Batches, where: Where) -> list[EpochOutputs]:
         """For the teacher, then for each assistant, of which the logits are seen."""
         if self.teacher is None or self.trial.teacher is None:
             return []

@@ -144,6 +144,7 @@ EPOCHS = pa.schema(
         _field("seconds", pa.float64()),
         _field("teacher_seconds", pa.float64(), null=True),  # of these, as in TRIALS
         _field("shared_seconds", pa.float64(), null=True),
+        _field("teacher_epochs", pa.int64(), null=True),
     ],
     metadata=_METADATA,
 )

@@ -206,7 +206,7 @@ class TestValues:
 
     def test_rows_are_the_images_views_of_the_epoch(self, batches, teacher):
         outputs = EpochOutputs(teacher, batches, ("logits", "pooled", "at:1:7"))
-        outputs.begin(3)
+        outputs.begin(3, 3)
         indices = batches.train[[5, 0, 41]]
         found = outputs.of(indices)
         source = batches.images.train
@@ -228,7 +228,7 @@ class TestValues:
         outputs = EpochOutputs(teacher, batches, ("logits",))
         found = []
         for number in (1, 2, 1):
-            outputs.begin(number)
+            outputs.begin(number, number)
             found.append(outputs.of(batches.train).logits)
         assert torch.equal(found[0], found[2])
         assert not torch.equal(found[0], found[1])

@@ -274,7 +274,7 @@ def test_bf16_runs_forward_in_bfloat16_and_terms_in_float32(method, teacher):
     training = Training(config(method, ref, epochs=2, precision="bf16"), where)
     seen = []
     training.student.conv1.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-    training.teachers.begin(1)
+    training.teachers.begin(1, 1)
     terms, _ = training._step(*next(training.batches.epoch(1, 1)))
     assert seen == [torch.bfloat16]
     assert {term.dtype for term in terms.values()} == {torch.float32}

@@ -550,6 +550,36 @@ class TestRegistry:
     def test_nesterov(self, name, expected):
         assert methods.nesterov(MethodRef(name=name)) is expected
 
+    @pytest.mark.parametrize("name", [*NAMES, *VARIANTS])
+    def test_digests_are_of_the_method_that_their_names_begin_with(self, name):
+        run = Run(name)
+        names = run.method.digests()
+        assert bool(names) is ("digest" in methods.needs(run.ref))
+        if names:
+            assert {each.partition(":")[0] for each in names} <= set(name.split("+")) | {"cid"}
+            digests = methods.digested(names, run.teacher(run.images)).digests
+            assert tuple(digests) == names
+            assert all(len(values) == len(run.images) for values in digests.values())
+
+    @pytest.mark.parametrize(
+        ("name", "params", "why"),
+        [
+            ("kd", {}, None),
+            ("at", {}, None),
+            ("cid", {"layers": "all"}, None),
+            ("crd+kd", {}, None),
+            ("vanilla", {}, None),
+            ("fitnet+kd", {}, "it looks at whole maps"),
+            ("ipwd", {"teacher_bn": "train"}, "the teacher is in train mode"),
+            ("wsld", {"teacher_bn": "eval"}, None),
+            ("sskd", {}, "images are turned"),
+        ],
+    )
+    def test_why_a_teacher_must_be_asked_in_each_step(self, name, params, why):
+        ref = MethodRef(name=name, params=params)
+        assert methods.why_live(ref) == why
+        assert methods.cacheable(ref) is (why is None)
+
     def test_nesterov_is_the_first_methods(self, monkeypatch):
         monkeypatch.setattr(methods.METHODS["kd"], "nesterov", True)
         assert [methods.nesterov(MethodRef(name=name)) for name in ("kd+sp", "sp+kd")] == [True, False]

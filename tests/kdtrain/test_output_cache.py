@@ -26,7 +26,7 @@ def arrays(value, n=50):
 def made(value, calls=None, n=50):
     """A `make` that notes what it was asked for."""
 
-    def make(names):
+    def make(number, names):
         if calls is not None:
             calls.append(set(names))
         return {name: array for name, array in arrays(value, n).items() if name in names}
@@ -34,7 +34,7 @@ def made(value, calls=None, n=50):
     return make
 
 
-def refuse(names):
+def refuse(number, names):
     raise AssertionError("nothing was to be computed")
 
 
@@ -110,11 +110,11 @@ class TestReading:
 
     def test_arrays_of_swapped_names_are_noticed(self, cache, tmp_path):
         same_size = {name: torch.full((8, 2), value, dtype=torch.float16) for name, value in (("a", 1), ("b", 2))}
-        cache.get(1, {"a", "b"}, lambda names: same_size)
+        cache.get(1, {"a", "b"}, lambda number, names: same_size)
         path = tmp_path / "key" / "1.safetensors"
         path.write_bytes(path.read_bytes().replace(b'"a"', b'"c"').replace(b'"b"', b'"a"').replace(b'"c"', b'"b"'))
         calls = []
-        cache.get(1, {"a", "b"}, lambda names: calls.append(names) or same_size)
+        cache.get(1, {"a", "b"}, lambda number, names: calls.append(names) or same_size)
         assert calls
 
 
@@ -176,7 +176,7 @@ import sys, time, torch
 from pathlib import Path
 from kdtrain.output_cache import OutputCache
 folder, calls = Path(sys.argv[1]), 0
-def make(names):
+def make(number, names):
     global calls
     calls += 1
     time.sleep(0.05)
@@ -195,7 +195,7 @@ SLOW = """
 import sys, time
 from pathlib import Path
 from kdtrain.output_cache import OutputCache
-def make(names):
+def make(number, names):
     print("making", flush=True)
     time.sleep(600)
 OutputCache(Path(sys.argv[1]), "key", 10**9).get(1, {"logits"}, make)
@@ -235,6 +235,48 @@ class TestProcesses:
         assert same(cache.get(1, {"logits", "pooled"}, made(5)).arrays, arrays(5))
         assert [path.name for path in (tmp_path / "key").iterdir()] == ["1.safetensors"]
         cache.get(1, {"logits", "pooled"}, refuse).close()
+
+
+AHEAD = """
+import sys, time, torch
+from pathlib import Path
+from kdtrain.output_cache import OutputCache
+def make(number, names):
+    print(number, flush=True)
+    time.sleep(0.3)
+    return {"logits": torch.full((100, 4), number, dtype=torch.float16)}
+print("ready", flush=True)
+sys.stdin.readline()
+cache = OutputCache(Path(sys.argv[1]), "key", int(sys.argv[2]))
+for number in range(6):
+    found = cache.get(number, {"logits"}, make, range(number + 1, 6))
+    assert (found.arrays["logits"] == number).all()
+    found.close()
+"""
+
+
+class TestAhead:
+    def run(self, tmp_path, limit):
+        racers = [process(AHEAD, tmp_path, limit) for _ in range(2)]
+        for racer in racers:
+            assert racer.stdout.readline() == "ready\n"
+        for racer in racers:
+            racer.stdin.write("go\n")
+            racer.stdin.flush()
+        made = [list(map(int, racer.communicate(timeout=120)[0].split())) for racer in racers]
+        assert all(racer.returncode == 0 for racer in racers)
+        return made
+
+    def test_who_would_wait_makes_what_is_needed_next(self, tmp_path):
+        first, second = self.run(tmp_path, GENEROUS)
+        assert sorted(first + second) == list(range(6))
+        # 6 epochs of 0.3 s: had one waited for the other, it would have made none.
+        assert min(len(first), len(second)) >= 2
+
+    def test_nothing_is_made_ahead_that_would_not_be_kept(self, tmp_path):
+        for made in self.run(tmp_path, 10):
+            assert set(made) == set(range(6))
+            assert len(made) <= 7  # one at most before it was known
 
 
 class TestWithoutRoom:

@@ -36,7 +36,19 @@ def trial(trial_id: str, version: int = 0, **columns: Any) -> dict[str, Any]:
 
 def epochs(trial_id: str, version: int = 0, count: int = 2) -> list[dict[str, Any]]:
     own = {"trial_id": trial_id, "stage": "train", "terms": [("ce", 1.5)], "train_acc": 50.0, "val_acc": None}
-    return [{**own, "epoch": n, "lr": 0.1, "test_acc": 40.0 + version, "seconds": 2.0} for n in range(1, count + 1)]
+    return [
+        {
+            **own,
+            "epoch": n,
+            "lr": 0.1,
+            "test_acc": 40.0 + version,
+            "seconds": 2.0,
+            "teacher_seconds": 0.5,
+            "shared_seconds": None,
+            "teacher_epochs": 1,
+        }
+        for n in range(1, count + 1)
+    ]
 
 
 def write(store: Store, trial_id: str, version: int = 0) -> None:

@@ -212,3 +212,12 @@ def test_more_trials_than_were_to_come_leave_no_negative_time(search, clock):
     tell(progress, "on_trial_result", job, epoch=2, epochs=2, acc=20.0, status="completed")
     tell(progress, "on_trial_result", own, epoch=2, epochs=2, status="completed")
     assert progress.line().endswith("3/3 teachers and 13/13 trials done, about 0 s left")
+
+
+def test_what_trials_warn_of_is_told_once(jobs, clock):
+    progress, out = follow(jobs, terminal=False)
+    for job in jobs[1:3]:
+        tell(progress, "on_trial_start", job)
+        tell(progress, "on_trial_result", job, epoch=1, epochs=2, acc=50.0, warning="no room in /cache")
+        tell(progress, "on_trial_result", job, epoch=2, epochs=2, acc=50.0, warning=None, status="completed")
+    assert out.getvalue() == "warning: no room in /cache\n"
