@@ -119,9 +119,9 @@ class Missing:
     done: int  # trials of the plan that have ended, points of searches and confirmations among them
     searches: list[Search]  # the studies of the plan; jobs of points and confirmations are made from them
     maker: Maker
-    sharing: Sharing  # of the outputs of teachers
     retry_failed: bool
     replays: bool  # whether stored epochs are returned and nothing is trained, so that nothing is needed before
+    sharing: Sharing = ALONE  # of the outputs of teachers
 
     @property
     def trials(self) -> int:
