@@ -14,6 +14,7 @@ from kdtrain.config import ConfigError, DataConfig, MethodRef, TrialConfig
 from kdtrain.data import info_of, title
 from kdtrain.device import device_name, device_of
 from kdtrain.models.cost import cost
+from sweeps.schema import Status
 from sweeps.spec import where
 from sweeps.store import TEACHERS, Store, sweeps
 from sweeps.tables import Spec
@@ -22,7 +23,7 @@ Row = Mapping[str, Any]
 COLUMNS = [  # of TRIALS, from which costs are learned
     "dataset", "fraction", "val_size", "image_size", "student", "teacher", "method", "precision", "cpus", "device",
     "n_train", "epochs", "train_seconds", "teacher_seconds", "shared_seconds", "teacher_epochs", "assistant_ids",
-    "source_id", "status",
+    "source_id", "replayed", "status",
 ]  # fmt: skip
 
 
@@ -97,21 +98,22 @@ class Cost:
     """
 
     def __init__(self, rows: Iterable[Row], device: str = "cpu") -> None:
-        told = [row for row in rows if row["status"] == "completed" and row["train_seconds"] and row["n_train"]]
+        told = [row for row in rows if _tells(row)]
         devices = [row["device"] for row in told]
         self.measured, self.is_of_asked_device = bool(told), device in devices
         self.device = device if device in devices or not devices else max(sorted(set(devices)), key=devices.count)
-        self._totals: dict[str, int] = {}  # training images of data sets, held-out ones included
+        self._totals: dict[str, tuple[int, int]] = {}  # images trained on, all training images: of data sets
         self._own: dict[Key, list[tuple[int, float]]] = defaultdict(list)  # images, seconds an epoch
         self._teachers: dict[Key, list[float]] = defaultdict(list)  # seconds an image of computing outputs
         self._reading: dict[Key, list[float]] = defaultdict(list)  # seconds an image of reading those of others
         for row in told:
-            if row["device"] == self.device and row["source_id"] is None:  # probes take next to nothing
+            if row["device"] == self.device:
                 self._learn(row)
 
     def _learn(self, row: Row) -> None:
         key, images, epochs = Key(*(row[name] for name in Key._fields)), row["n_train"], row["epochs"]
-        self._totals[key.dataset] = round(images / row["fraction"]) + row["val_size"]
+        total = images, round(images / row["fraction"]) + row["val_size"]
+        self._totals[key.dataset] = max(total, self._totals.get(key.dataset, total))  # the least rounded
         teacher, shared = row["teacher_seconds"] or 0.0, row["shared_seconds"] or 0.0
         self._own[key].append((images, (row["train_seconds"] - teacher - shared) / epochs))
         if not row["assistant_ids"]:
@@ -154,7 +156,8 @@ class Cost:
 
     def images(self, trial: TrialConfig) -> int | None:
         """How many images the trial trains on, to within one for each class; None where no row of a folder says it."""
-        every = info_of(trial.data).train_images or self._totals.get(title(trial.data.dataset))
+        _, total = self._totals.get(title(trial.data.dataset), (0, None))
+        every = info_of(trial.data).train_images or total
         return None if every is None else max(1, round(trial.data.fraction * (every - trial.data.val_size)))
 
     def _per_epoch(self, known: Mapping[Key, list[float]], trial: TrialConfig, cpus: int) -> float | None:
@@ -174,6 +177,12 @@ class Cost:
 
 
 NOTHING_KNOWN = Cost(())
+
+
+def _tells(row: Row) -> bool:
+    """Whether a row says what training takes: not of a replay, which trains nothing, nor of a probe."""
+    trained = row["status"] == Status.COMPLETED and row["replayed"] is None and row["source_id"] is None
+    return trained and bool(row["train_seconds"] and row["n_train"])
 
 
 def _key(trial: TrialConfig, cpus: int) -> Key:

@@ -4,7 +4,7 @@ import heapq
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import count
+from itertools import cycle
 from typing import Any, NamedTuple
 
 from kdtrain import methods
@@ -12,15 +12,18 @@ from kdtrain.config import TrialConfig
 from kdtrain.data import info_of
 from sweeps.cost import Cost
 from sweeps.job import Missing
+from sweeps.plan import requirements
+from sweeps.schema import Status
 from sweeps.sharing import key
 
 
 class Task(NamedTuple):
-    """A trial to come: its name, its seconds, and the names of what has to end before it begins."""
+    """A trial to come: its name, its seconds, the names of what has to end before it begins, and its turn."""
 
     name: str
     seconds: float
     needs: frozenset[str] = frozenset()
+    rank: int = 0  # those of a lower one go first
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,10 @@ class Forecast:
 
 
 def makespan(tasks: Iterable[Task], slots: int) -> float:
-    """The seconds until all tasks have ended, on `slots` workers that take the longest of those that are ready.
+    """The seconds until all tasks have ended, on `slots` workers.
 
-    What a task needs and is not among the tasks is there already.
+    Of the tasks that are ready a free one takes the longest of the lowest rank. What a task needs and is not among the
+    tasks is there already.
     """
     by_name = {task.name: task for task in tasks}
     open_needs = {name: task.needs & by_name.keys() for name, task in by_name.items()}
@@ -45,19 +49,19 @@ def makespan(tasks: Iterable[Task], slots: int) -> float:
         for other in needs:
             waiting_for[other].append(name)
     left = {name: len(needs) for name, needs in open_needs.items()}
-    ready = [(-by_name[name].seconds, name) for name, n in left.items() if n == 0]
+    ready = [(by_name[name].rank, -by_name[name].seconds, name) for name, n in left.items() if n == 0]
     heapq.heapify(ready)
     running: list[tuple[float, str]] = []  # when each ends
     now = 0.0
     while ready or running:
         while ready and len(running) < slots:
-            seconds, name = heapq.heappop(ready)
-            heapq.heappush(running, (now - seconds, name))
+            *_, name = heapq.heappop(ready)
+            heapq.heappush(running, (now + by_name[name].seconds, name))
         now, ended = heapq.heappop(running)
         for name in waiting_for[ended]:
             left[name] -= 1
             if left[name] == 0:
-                heapq.heappush(ready, (-by_name[name].seconds, name))
+                heapq.heappush(ready, (by_name[name].rank, -by_name[name].seconds, name))
     return now
 
 
@@ -65,27 +69,39 @@ def forecast(todo: Missing, cost: Cost, cpus: int, slots: int) -> Forecast:
     """What is to be run, at most: searches may stop trials early."""
     tasks, by_work, unknown = list[Task](), 0, 0
     taught = set[str]()  # outputs of teachers that a trial before will have computed
-    for name, trial, needs in _to_run(todo):
+    for name, trial, needs, rank in _to_run(todo):
         found = cost.estimate(trial, cpus)
         unknown += found is None
         by_work += found is not None and not found.like
         own = 0.0 if found is None else found.seconds
-        tasks.append(Task(name, own + _teaching(trial, todo, cost, cpus, taught), needs))
+        tasks.append(Task(name, own + _teaching(trial, todo, cost, cpus, taught), needs, rank))
     return Forecast(sum(task.seconds for task in tasks), makespan(tasks, slots), by_work, unknown)
 
 
-def _to_run(todo: Missing) -> Iterator[tuple[str, TrialConfig, frozenset[str]]]:
-    """All trials to come, with the names of what they wait for. Confirmations wait for all points of their study."""
-    numbers = count()
+def _to_run(todo: Missing) -> Iterator[tuple[str, TrialConfig, frozenset[str], int]]:
+    """All trials to come: name, trial, the names of what it waits for (confirmations for all points), and rank.
+
+    Teachers go first, then students that need none, then the others, then what searches have yet to choose.
+    """
+    names = set[str]()
     for job in todo.jobs:
-        yield job.id if job.role != "probe" else f"probe {next(numbers)}", job.trial, job.requirements
+        name = job.key if job.id in names else job.id  # a student may be the same trial as a teacher
+        names.add(name)
+        yield name, job.trial, job.requirements, 0 if job.role == "teacher" else _rank(job.requirements)
     for search in todo.searches:
         study = search.study
-        points = [f"{study.id} {next(numbers)}" for _ in range(search.search_trials_left)]
-        yield from ((name, study.example, study.requirements) for name in points)
+        points = [f"{study.id} {i}" for i in range(search.search_trials_left)]
+        for name, seed in zip(points, cycle(search.seeds), strict=False):
+            yield name, study.example.model_copy(update={"seed": seed}), study.requirements, 3
         if study.confirmation is not None:
-            for _ in range(search.confirmations_left):
-                yield f"{study.id} {next(numbers)}", study.confirmation, frozenset(points)
+            needs = frozenset(requirements(study.confirmation))
+            for i, seed in zip(range(search.confirmations_left), cycle(search.fresh), strict=False):
+                trial = study.confirmation.model_copy(update={"seed": seed})
+                yield f"{study.id} confirmation {i}", trial, needs.union(points), _rank(needs)
+
+
+def _rank(needs: frozenset[str]) -> int:
+    return 2 if needs else 1
 
 
 def _teaching(trial: TrialConfig, todo: Missing, cost: Cost, cpus: int, taught: set[str]) -> float:
@@ -115,6 +131,6 @@ def predictions(rows: Iterable[Mapping[str, Any]]) -> list[tuple[float, float]]:
     found = []
     for row in rows:
         predicted, total = row["predicted_seconds"], row["train_seconds"]
-        if predicted and total:
+        if row["status"] == Status.COMPLETED and predicted and total:
             found.append((predicted, total - (row["teacher_seconds"] or 0.0) - (row["shared_seconds"] or 0.0)))
     return found

@@ -253,8 +253,8 @@ def maker(
         keeps = role == "teacher" or (role == "student" and (wanted or key in probed))
         return Job(
             id=key, role=role, trial=trial, where=where.model_copy(update={"shared": sharing.names(trial)}),
-            results=results, source=source, predicted_seconds=cost.seconds(trial, where.cpus),
-            keeps_weights=keeps and not spec.run.replay, searched=dict(searched), replay=spec.run.replay,
+            results=results, source=source, keeps_weights=keeps and not spec.run.replay, searched=dict(searched),
+            replay=spec.run.replay, predicted_seconds=None if spec.run.replay else cost.seconds(trial, where.cpus),
         )  # fmt: skip
 
     return job

@@ -49,7 +49,7 @@ ALONE = Sharing(MappingProxyType({}), ())  # nobody shares anything
 class _Seen:
     """The outputs of one teacher for the same views, as trials see them."""
 
-    trial: TrialConfig  # one of them
+    trial: TrialConfig  # one of them, of most epochs
     trials: int
     numbers: Mapping[str, int]  # an image, by name
 
@@ -82,7 +82,7 @@ def share(spec: Spec, plan: Plan, found: Sequence[Search], cost: Cost) -> Sharin
         else:
             by_method, name = seen[key(trial)], trial.method.name
             before = by_method.get(name, _Seen(trial, 0, {}))
-            by_method[name] = _Seen(trial, before.trials + n, {**before.numbers, **teacher_numbers(trial)})
+            by_method[name] = _together([before, _Seen(trial, n, teacher_numbers(trial))])
     for place, by_method in seen.items():
         for names, shared, why in _choices(by_method, spec, cost):
             example = by_method[names[0]].trial
@@ -118,10 +118,11 @@ def _why_live(trial: TrialConfig, spec: Spec) -> str | None:
 
 
 def _together(seen: Iterable[_Seen]) -> _Seen:
-    """Of several methods: what all of them look at."""
+    """Of several methods, or trials of one: what all of them look at."""
     found = list(seen)
+    longest = max((each.trial for each in found), key=lambda trial: trial.train.epochs)
     every = {name: size for each in found for name, size in each.numbers.items()}
-    return _Seen(found[0].trial, sum(each.trials for each in found), every)
+    return _Seen(longest, sum(each.trials for each in found), every)
 
 
 def _choices(by_method: Mapping[str, _Seen], spec: Spec, cost: Cost) -> Iterator[tuple[list[str], bool, str]]:

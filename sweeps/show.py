@@ -19,8 +19,8 @@ from sweeps.store import TEACHERS, Store
 from sweeps.tables import Spec
 from sweeps.words import count, duration
 
-# Of TRIALS: what was predicted of a trial, and what it took.
-PREDICTED = ["predicted_seconds", "train_seconds", "teacher_seconds", "shared_seconds"]
+# Of TRIALS: how a trial ended, what was predicted of it, and what it took.
+PREDICTED = ["status", "predicted_seconds", "train_seconds", "teacher_seconds", "shared_seconds"]
 
 
 def show_plan(spec: Spec, text: str, plan: Plan, console: Console) -> None:
@@ -65,7 +65,7 @@ def show_status(spec: Spec, plan: Plan, console: Console) -> None:
     for kind, store, trials in (("teachers", teachers, plan.teachers), ("trials", own, plan.trials)):
         if not trials:
             continue
-        ended = store.read_trials(trials, columns=["trial_id", "status", *PREDICTED]).to_pylist()
+        ended = store.read_trials(trials, columns=["trial_id", *PREDICTED]).to_pylist()
         told += ended
         counts = Counter(row["status"] for row in ended)
         open_ids = trials.keys() - {row["trial_id"] for row in ended}

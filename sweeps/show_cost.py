@@ -26,8 +26,7 @@ def teachers(sharing: Sharing) -> Iterator[str]:
 def estimate(spec: Spec, todo: Missing, cost: Cost) -> str:
     """How long what is to be run may take here, and what it may cost."""
     run = spec.run
-    slots = max(1, (os.cpu_count() or 1) // run.cpus)
-    slots = min(slots, run.max_concurrent or slots)
+    slots = _slots(run)
     found = forecast(todo, cost, run.cpus, slots)
     teachers = sum(job.role == "teacher" for job in todo.jobs)
     trials = sum(job.trial.probe is None for job in todo.jobs) + sum(search.trials_left for search in todo.searches)
@@ -51,6 +50,14 @@ def _doubts(found: Forecast, cost: Cost) -> Iterator[str]:
         yield f"as measured on {cost.device}"
 
 
+def _slots(run: RunTable) -> int:
+    """How many trials run at a time on this machine."""
+    slots, gpus = (os.cpu_count() or 1) // run.cpus, _gpus(run)
+    if gpus and torch.cuda.is_available():
+        slots = min(slots, int(torch.cuda.device_count() / gpus + 1e-6))  # of GPUs that are shared by thirds, too
+    return max(1, min(slots, run.max_concurrent or slots))
+
+
 def _gpus(run: RunTable) -> float:
     return run.gpus if run.gpus is not None else float(torch.cuda.is_available())
 
@@ -63,5 +70,5 @@ def predicted(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
         error = median(abs(guess - took) / took for guess, took in pairs)
         yield (
             f"Training took {duration(actual)} in {count(len(pairs), 'trial')} for which {duration(total)} were "
-            f"predicted; the median error is {error:.0%}."
+            f"predicted; the median error is {100 * error:.0f} %."
         )

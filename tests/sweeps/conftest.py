@@ -53,7 +53,15 @@ def end() -> Callable[..., None]:
     return end_trial
 
 
-def end_trial(store: Store, trial: TrialConfig, role: str, status: Status, seconds: float | None = None) -> None:
+def end_trial(
+    store: Store,
+    trial: TrialConfig,
+    role: str,
+    status: Status,
+    seconds: float | None = None,
+    predicted: float | None = None,
+    **columns: Any,
+) -> None:
     """Write the row of an ended trial as its worker would."""
     images = info_of(trial.data).train_images
     assert images is not None
@@ -66,7 +74,8 @@ def end_trial(store: Store, trial: TrialConfig, role: str, status: Status, secon
             **rows.identity(trial, role),
             **rows.outcome(status, trial.train.epochs, error),
             **metrics,
-            **rows.provenance(source, "cpu", 1, datetime.now(UTC)),
+            **rows.provenance(source, "cpu", 1, datetime.now(UTC), predicted=predicted),
+            **columns,
         }
     )
 

@@ -1,8 +1,12 @@
 """What a sweep still has to do: teachers, their assistants and the trials that need them."""
 
+from datetime import UTC, datetime
+
 import pytest
 
-from sweeps.job import Missing, describe_teacher, missing
+from sweeps.cost import Cost
+from sweeps.ended import end as write_end
+from sweeps.job import Job, Missing, describe_teacher, missing
 from sweeps.plan import Plan, expand
 from sweeps.schema import Status
 from sweeps.spec import parse_text
@@ -146,3 +150,39 @@ def test_teacher_that_is_not_vanilla_is_described_by_its_method():
     text = TEXT.replace("[grid]", "[teacher]\nmethod = { name = 'ls', epsilon = 0.2 }\n[grid]")
     teacher, *_ = expand(parse_text(text)).teachers.values()
     assert describe_teacher(teacher) == "teacher resnet32 by ls epsilon=0.2"
+
+
+KD = {
+    "dataset": "fashion_mini", "fraction": 1.0, "val_size": 0, "image_size": None, "student": "resnet8",
+    "teacher": "resnet32", "method": "kd", "precision": "fp32", "cpus": 1, "device": "cpu", "n_train": 6000,
+    "epochs": 10, "train_seconds": 100.0, "teacher_seconds": 8.0, "shared_seconds": 2.0, "teacher_epochs": 10,
+    "assistant_ids": None, "source_id": None, "replayed": None, "status": "completed",
+}  # fmt: skip
+
+
+class TestJob:
+    """What a job says of sharing and of its time."""
+
+    TEXT = TEXT.replace('"vanilla", "kd", ', '"vanilla", "fitnet", "kd", "dkd", ')
+
+    def jobs(self, tmp_path, run: str = "") -> dict[str, Job]:
+        text = self.TEXT.replace("[grid]", f"[run]\nresults = '{tmp_path}'\n{run}\n[grid]")
+        spec = parse_text(text)
+        todo = missing(spec, text, expand(spec), retry_failed=False, cost=Cost([KD]))
+        return {job.trial.method.name: job for job in todo.jobs if job.role == "student"}
+
+    def test_where_says_what_is_shared(self, tmp_path):
+        # kd, dkd and dgkd see the same views.
+        shared = {name: job.where.shared for name, job in self.jobs(tmp_path).items()}
+        assert shared == {"vanilla": (), "fitnet": (), **dict.fromkeys(("kd", "dkd", "dgkd"), ("logits",))}
+        assert {job.where.shared for job in self.jobs(tmp_path, "cache_gb = 0").values()} == {()}
+
+    def test_predicted_is_what_the_trial_itself_takes_and_its_row_says_so(self, tmp_path):
+        job = self.jobs(tmp_path)["kd"]
+        assert job.predicted_seconds == pytest.approx(18.0)  # (100 - 8 - 2) / 10 in each of 2 epochs
+        write_end(job, Status.FAILED, epochs_done=0, device="cpu", started_at=datetime.now(UTC), error=("E", "E: no"))
+        (row,) = job.store.read_trials().to_pylist()
+        assert row["predicted_seconds"] == job.predicted_seconds
+
+    def test_nothing_is_predicted_of_a_replay(self, tmp_path):
+        assert {job.predicted_seconds for job in self.jobs(tmp_path, "replay = 'other'").values()} == {None}

@@ -9,6 +9,7 @@ from sweeps.job import Job, Missing, missing
 from sweeps.plan import expand
 from sweeps.schema import Status
 from sweeps.search import SweepSearch
+from sweeps.sharing import ALONE
 from sweeps.spec import parse_text
 from sweeps.store import TEACHERS, Store
 from sweeps.trainable import TrialTrainable
@@ -27,7 +28,7 @@ def searcher(jobs, trained, weights=MappingProxyType({})) -> SweepSearch:
     """A search of planned jobs alone."""
     todo = Missing(
         jobs=list(jobs), published=[], trained=set(trained), blocked=[], done=0, searches=[], maker=lambda *_: None,
-        retry_failed=False, replays=False,
+        sharing=ALONE, retry_failed=False, replays=False,
     )  # fmt: skip
     return SweepSearch(todo, weights)
 

@@ -15,6 +15,7 @@ from kdtrain.config import ConfigError
 from kdtrain.methods import METHODS
 from kdtrain.record import TrialResult
 from sweeps import changes
+from sweeps.cost import NOTHING_KNOWN
 from sweeps.ended import end
 from sweeps.job import Job, asked, maker, missing, tidy
 from sweeps.plan import Plan, expand
@@ -22,6 +23,7 @@ from sweeps.points import Tried
 from sweeps.schema import Status
 from sweeps.search import SweepSearch
 from sweeps.searches import Search, remember_spaces, searches
+from sweeps.sharing import share
 from sweeps.spec import parse_text
 from sweeps.store import Store
 from sweeps.tables import Spec
@@ -71,7 +73,8 @@ class Loaded:
         search = self.one(accept_changes=True)
         cell = search.study.cell
         trial, _ = (cell.trial if phase == "search" else cell.confirmation)(point, seed)
-        return maker(self.spec, self.text, ())("student", trial, search.columns(Tried(number, point, "start"), phase))
+        make = maker(self.spec, self.text, (), share(self.spec, self.plan, [search], NOTHING_KNOWN))
+        return make("student", trial, search.columns(Tried(number, point, "start"), phase))
 
     def put(self, point: dict[str, Any], number: int, acc: float | None = None, **how: Any) -> Job:
         """The row of a trial of a point; of one without an accuracy the asked file alone."""

@@ -95,6 +95,13 @@ def plan_of(text: str) -> object:
         ("seed = [1]", "seed = [1]\n[grid.kd]\n", r"^grid\.kd must be a table of the method's parameters, but got"),
         ('name = "s"', "name = 2024-01-01", r"^dates and times are no values here"),
         ("[grid]", "[run]\ncpus = 0\n[grid]", r"run\.cpus should be greater than or equal to 1, but got 0"),
+        ("[grid]", "[run]\ncache_gb = -1\n[grid]", r"^run\.cache_gb should be greater than or equal to 0, but got -1"),
+        ("[grid]", "[run]\ncache_gb = '20'\n[grid]", r"^run\.cache_gb should be a valid number, but got '20'\."),
+        ("[grid]", "[run]\ncache_gb = inf\n[grid]", r"^run\.cache_gb should be a finite number, but got inf\."),
+        ("[grid]", "[run]\nprice = 0\n[grid]", r"^run\.price should be greater than 0, but got 0"),
+        ("[grid]", "[run]\nprice = nan\n[grid]", r"^run\.price should be a finite number, but got nan\."),
+        ("[grid]", "[run]\nprice = '2 $'\n[grid]", r"^run\.price should be a valid number, but got '2 \$'\."),
+        ("[grid]", "[run]\nprices = 2\n[grid]", r"^unknown key 'prices' at run\.prices\. Did you mean 'price'\?"),
         ("[sweep]", "[sweep", r"is not TOML"),
     ],
 )
