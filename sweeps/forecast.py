@@ -15,6 +15,7 @@ from sweeps.job import Missing
 from sweeps.plan import requirements
 from sweeps.schema import Status
 from sweeps.sharing import key
+from sweeps.waiting import ROLES
 
 
 class Task(NamedTuple):
@@ -81,27 +82,23 @@ def forecast(todo: Missing, cost: Cost, cpus: int, slots: int) -> Forecast:
 def _to_run(todo: Missing) -> Iterator[tuple[str, TrialConfig, frozenset[str], int]]:
     """All trials to come: name, trial, the names of what it waits for (confirmations for all points), and rank.
 
-    Teachers go first, then students that need none, then the others, then what searches have yet to choose.
+    Planned trials go first as in `Waiting`, then what searches have yet to choose.
     """
     names = set[str]()
     for job in todo.jobs:
         name = job.key if job.id in names else job.id  # a student may be the same trial as a teacher
         names.add(name)
-        yield name, job.trial, job.requirements, 0 if job.role == "teacher" else _rank(job.requirements)
+        yield name, job.trial, job.requirements, ROLES[job.role]
     for search in todo.searches:
         study = search.study
         points = [f"{study.id} {i}" for i in range(search.search_trials_left)]
         for name, seed in zip(points, cycle(search.seeds), strict=False):
-            yield name, study.example.model_copy(update={"seed": seed}), study.requirements, 3
+            yield name, study.example.model_copy(update={"seed": seed}), study.requirements, len(ROLES)
         if study.confirmation is not None:
             needs = frozenset(requirements(study.confirmation))
             for i, seed in zip(range(search.confirmations_left), cycle(search.fresh), strict=False):
                 trial = study.confirmation.model_copy(update={"seed": seed})
-                yield f"{study.id} confirmation {i}", trial, needs.union(points), _rank(needs)
-
-
-def _rank(needs: frozenset[str]) -> int:
-    return 2 if needs else 1
+                yield f"{study.id} confirmation {i}", trial, needs.union(points), ROLES["student"]
 
 
 def _teaching(trial: TrialConfig, todo: Missing, cost: Cost, cpus: int, taught: set[str]) -> float:

@@ -133,15 +133,14 @@ def test_rows_count_in_the_order_of_asking_and_numbers_go_on(load):
 
 
 def handed(loaded: Loaded, n: int, **how: bool) -> list[Job]:
-    """The first n jobs of another run, with all teachers trained, without what is shared of their outputs."""
+    """The first n jobs of another run, with all teachers trained."""
     todo = missing(loaded.spec, loaded.text, loaded.plan, how.get("retry_failed", False), loaded.searches(**how))
     teachers = {job.id for job in todo.jobs if job.role == "teacher"}
     others = [job for job in todo.jobs if job.role != "teacher"]
     search = SweepSearch(replace(todo, jobs=others, trained=todo.trained | teachers))
     for key in range(n):
         search.suggest(str(key))
-    alone = {"shared": ()}
-    return [job.model_copy(update={"where": job.where.model_copy(update=alone)}) for job in search.jobs.values()]
+    return list(search.jobs.values())
 
 
 def test_points_under_way_are_handed_out_again_as_the_same_trials(load):
