@@ -343,6 +343,30 @@ def test_stage_before_the_recipes_epochs_is_stored_and_reported(spec_text, tmp_p
     assert (row["epochs"], row["epochs_done"]) == (2, 3)
 
 
+def test_trials_share_what_they_see_of_their_teacher_and_say_where_they_cannot(spec_text, tmp_path):
+    (tmp_path / "file").write_text("")
+    for cache in ("cache", "file"):
+        run_table = f"[run]\nresults = '{tmp_path / 'of' / cache}'\ncache = '{tmp_path / cache}'\n[grid]"
+        text = spec_text.replace("[grid]", run_table).replace('["vanilla", "kd"]', '["kd", "dkd"]')
+        spec = parse_text(text.replace("seed = [1, 2]", "seed = [1]"))
+        teacher, *students = missing(spec, text, expand(spec), retry_failed=False).jobs
+        run_all([teacher])
+        warnings = []
+        for job in students:
+            trainable = TrialTrainable.__new__(TrialTrainable)
+            trainable.setup({"job": job.model_dump_json()})
+            told = [trainable.step() for _ in range(2)]
+            assert told[-1]["status"] == "completed"
+            warnings.append({each["warning"] for each in told})
+        found = sorted(row["teacher_epochs"] for row in students[0].store.read_trials().to_pylist())
+        kept = list((tmp_path / "cache").rglob("teacher_outputs/*/*.safetensors"))
+        if cache == "cache":
+            assert (found, warnings, len(kept)) == ([0, 2], [{None}, {None}], 2)
+        else:
+            assert (found, len(kept)) == ([2, 2], 2)
+            assert all("(Not a directory): each trial computes its own." in text for one in warnings for text in one)
+
+
 def test_where_points_at_absolute_folders(jobs, tmp_path):
     assert all(job.results == str(tmp_path) for job in jobs)
     assert all(job.where == Where(data_root=job.where.data_root, cpus=1) for job in jobs)
