@@ -1,14 +1,17 @@
 """What the tests of the methods share: golden inputs, slow oracles and tiny stand-ins for networks."""
 
 import math
+from dataclasses import asdict, replace
 from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from kdtrain import methods
-from kdtrain.config import MethodRef
+from kdtrain import data, methods
+from kdtrain.config import MethodRef, Where
+from kdtrain.data.memory import Arrays, opener
+from kdtrain.data.small import read_fashion_mini
 from kdtrain.methods.base import Batch, Method, Setting
 from kdtrain.models.outputs import Model, Outputs
 
@@ -144,3 +147,29 @@ def slow():
 @pytest.fixture
 def toy():
     return Toy
+
+
+def timeless(values):
+    """What does not depend on how fast the machine was."""
+    return {key: value for key, value in values.items() if not key.endswith("seconds")}
+
+
+@pytest.fixture(scope="session")
+def outcome():
+    """A function: all of a trained trial that must be equal bit for bit, metrics, epochs and weights."""
+
+    def found(training):
+        records = [timeless(asdict(record)) for record in training.records]
+        return timeless(asdict(training.result())), records, training.weights()
+
+    return found
+
+
+@pytest.fixture(scope="module")
+def mini():
+    """The first 61 training and 40 test images of fashion_mini, as a data set."""
+    info = data.DATASETS["fashion_mini"]
+    arrays = Arrays(*(tensor[:n] for tensor, n in zip(read_fashion_mini(Where()), (61, 61, 40, 40), strict=True)))
+    data.DATASETS["mini"] = replace(info, name="mini", open=opener(lambda where: arrays))
+    yield
+    del data.DATASETS["mini"]

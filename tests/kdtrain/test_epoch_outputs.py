@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,8 +12,6 @@ from kdtrain import data, methods, models
 from kdtrain.batches import Batches
 from kdtrain.checkpoint import pack_weights
 from kdtrain.config import DataConfig, MethodRef, Recipe, TeacherRef, TrialConfig, Where
-from kdtrain.data.memory import Arrays, opener
-from kdtrain.data.small import read_fashion_mini
 from kdtrain.draws import Stream
 from kdtrain.epoch_outputs import EpochOutputs, identity, rounded
 from kdtrain.loop import Training
@@ -21,20 +19,11 @@ from kdtrain.models.outputs import Outputs
 from kdtrain.views import apply, draw
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("mini")
 NETWORKS = ("resnet14", "resnet8")
 PARAMS = {"dgkd": {"assistants": ["resnet8"]}, "cid": {"layers": "all", "sr_loss": "mse"}}
 # Of every kind: logits, pooled vectors, digests, a stage before the epochs, assistants, two methods together.
 CACHED = ("kd", "ipwd", "cid", "crd", "at", "fsp", "dgkd", "kd+at")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def mini():
-    """The first 70 training and 40 test images of fashion_mini, as a data set."""
-    info = data.DATASETS["fashion_mini"]
-    arrays = Arrays(*(tensor[:n] for tensor, n in zip(read_fashion_mini(Where()), (70, 70, 40, 40), strict=True)))
-    data.DATASETS["mini"] = replace(info, name="mini", open=opener(lambda where: arrays))
-    yield
-    del data.DATASETS["mini"]
 
 
 @pytest.fixture(scope="module")
@@ -76,19 +65,20 @@ def where(weights, trial, cache=None, shared=(), **fields):
     )
 
 
-def run(trial, place, meanwhile=lambda: None):
-    """All that must be equal bit for bit, and how many epochs the teacher was asked for."""
-    training = Training(trial, place)
-    while not training.done:
-        training.run_epoch()
-        meanwhile()
+@pytest.fixture
+def run(outcome):
+    """A function: train a trial; all that must be equal bit for bit, and how many epochs the teacher was asked for."""
 
-    def timeless(values):
-        return {key: value for key, value in values.items() if not key.startswith("teacher") and key[-7:] != "seconds"}
+    def found(trial, place):
+        training = Training(trial, place)
+        while not training.done:
+            training.run_epoch()
+        result, records, student = outcome(training)
+        asked = result.pop("teacher_epochs")
+        alike = [{key: value for key, value in record.items() if key != "teacher_epochs"} for record in records]
+        return (result, alike, student), asked
 
-    records = [timeless(asdict(record)) for record in training.records]
-    result = training.result()
-    return (timeless(asdict(result)), records, training.weights()), result.teacher_epochs
+    return found
 
 
 def files(cache):
@@ -97,7 +87,7 @@ def files(cache):
 
 @pytest.mark.parametrize("method", CACHED)
 class TestSameTrial:
-    def test_live_first_and_second_reader(self, weights, tmp_path, method):
+    def test_live_first_and_second_reader(self, run, weights, tmp_path, method):
         trial = config(method)
         live, asked = run(trial, where(weights, trial))
         first, made = run(trial, where(weights, trial, tmp_path))
@@ -107,7 +97,7 @@ class TestSameTrial:
         assert asked == made > 0
         assert read == 0
 
-    def test_files_evicted_or_damaged_on_the_way(self, weights, tmp_path, method):
+    def test_files_evicted_or_damaged_on_the_way(self, run, weights, tmp_path, method):
         trial = config(method)
         live, _ = run(trial, where(weights, trial))
         run(trial, where(weights, trial, tmp_path))
@@ -122,7 +112,7 @@ class TestSameTrial:
         assert made > 0
         assert run(trial, where(weights, trial, tmp_path)) == (live, 0)
 
-    def test_no_room_and_no_folder(self, weights, tmp_path, method):
+    def test_no_room_and_no_folder(self, run, weights, tmp_path, method):
         trial = config(method)
         live, asked = run(trial, where(weights, trial))
         assert run(trial, where(weights, trial, tmp_path, cache_gb=1e-6)) == (live, asked)
@@ -132,7 +122,7 @@ class TestSameTrial:
         assert run(trial, place) == (live, asked)
 
 
-def test_a_folder_that_cannot_be_used_is_told_once_and_the_trial_goes_on(weights, tmp_path):
+def test_a_folder_that_cannot_be_used_is_told_once_and_the_trial_goes_on(run, weights, tmp_path):
     (tmp_path / "file").write_text("")
     trial = config("kd")
     training = Training(trial, where(weights, trial, tmp_path / "file"))
@@ -142,7 +132,7 @@ def test_a_folder_that_cannot_be_used_is_told_once_and_the_trial_goes_on(weights
     assert "(Not a directory): each trial computes its own." in training.teachers.problem
 
 
-def test_methods_share_what_all_of_them_need(weights, tmp_path):
+def test_methods_share_what_all_of_them_need(run, weights, tmp_path):
     names = ("logits", "pooled", "at:0:28", "at:1:14", "at:2:7")
     for method in ("kd", "cid", "at"):
         trial = config(method).model_copy(update={"method": MethodRef(name=method)})
@@ -154,7 +144,7 @@ def test_methods_share_what_all_of_them_need(weights, tmp_path):
             assert set(stored.keys()) == set(names)
 
 
-def test_a_method_that_needs_more_than_was_planned_makes_the_files_anew(weights, tmp_path):
+def test_a_method_that_needs_more_than_was_planned_makes_the_files_anew(run, weights, tmp_path):
     kd, cid = config("kd"), config("cid").model_copy(update={"method": MethodRef(name="cid")})
     run(kd, where(weights, kd, tmp_path, ["logits"]))
     assert run(cid, where(weights, cid, tmp_path, ["logits"])) == run(cid, where(weights, cid))
@@ -181,7 +171,7 @@ def test_trials_that_see_the_same_share_their_files():
     assert len({str(identity(trial, trial.teacher)) for trial in plain}) == 1
 
 
-def test_without_augmentation_all_epochs_share_one_file(weights, tmp_path):
+def test_without_augmentation_all_epochs_share_one_file(run, weights, tmp_path):
     trial = config("kd", augment=False)
     live, asked = run(trial, where(weights, trial))
     assert run(trial, where(weights, trial, tmp_path)) == (live, 1)
@@ -256,7 +246,7 @@ print(result.test_nll.hex(), result.teacher_epochs)
 """
 
 
-def test_two_trials_that_race_compute_each_epoch_once_and_get_what_they_would_alone(weights, tmp_path):
+def test_two_trials_that_race_compute_each_epoch_once_and_get_what_they_would_alone(run, weights, tmp_path):
     trials = [
         config(name).model_copy(update={"data": DataConfig(dataset="fashion_mini", fraction=0.02), "method": ref})
         for name, ref in (("kd", MethodRef(name="kd")), ("cid", MethodRef(name="cid")))
@@ -284,7 +274,7 @@ def test_two_trials_that_race_compute_each_epoch_once_and_get_what_they_would_al
 
 @pytest.mark.parametrize("method", ["kd", "cid", "at"])
 def test_images_that_are_read_anew_each_time_are_shown_to_the_teacher_in_each_step(
-    weights, tmp_path, monkeypatch, method
+    run, weights, tmp_path, monkeypatch, method
 ):
     trial = config(method)
     (known, _, _), _ = run(trial, where(weights, trial))

@@ -58,21 +58,8 @@ def config(method: str, teacher: TeacherRef | None = None, student: str = "resne
     )
 
 
-def outcome(training: Training) -> tuple[object, ...]:
-    """All that must be equal bit for bit: metrics, epochs and weights, without times."""
-
-    def timeless(values):
-        return {key: value for key, value in values.items() if not key.endswith("seconds")}
-
-    return (
-        timeless(asdict(training.result())),
-        [timeless(asdict(each)) for each in training.records],
-        training.weights(),
-    )
-
-
 @pytest.mark.parametrize("method", METHODS)
-def test_resumed_run_equals_uninterrupted_one_bit_for_bit(method, teacher):
+def test_resumed_run_equals_uninterrupted_one_bit_for_bit(outcome, method, teacher):
     ref, where = teacher
     trial = config(method, ref)
     whole = Training(trial, where)
@@ -88,7 +75,7 @@ def test_resumed_run_equals_uninterrupted_one_bit_for_bit(method, teacher):
         assert outcome(resumed) == outcome(whole)
 
 
-def test_resume_with_a_teacher_in_train_mode_keeps_its_running_statistics(teacher):
+def test_resume_with_a_teacher_in_train_mode_keeps_its_running_statistics(outcome, teacher):
     ref, where = teacher
     trial = config("ipwd", ref, params={"teacher_bn": "train"}, epochs=2)
     whole = Training(trial, where)
@@ -99,7 +86,7 @@ def test_resume_with_a_teacher_in_train_mode_keeps_its_running_statistics(teache
     assert outcome(resumed) == outcome(whole)
 
 
-def test_two_runs_are_equal_and_another_seed_is_not(teacher):
+def test_two_runs_are_equal_and_another_seed_is_not(outcome, teacher):
     ref, where = teacher
     trial = config("cid", ref)
     first, second, other = (Training(t, where) for t in (trial, trial, trial.model_copy(update={"seed": 4})))

@@ -223,5 +223,5 @@ def test_interrupted_trial_goes_on_and_ends_as_if_it_had_not_been(tmp_path, call
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stderr.startswith("going on after epoch")
     resumed = json.loads(done.stdout)
-    times = {"train_seconds": 0.0}
+    times = {"train_seconds": 0.0, "teacher_seconds": 0.0}
     assert {**resumed, **times} == {**whole, **times}

@@ -1,6 +1,6 @@
 """The contract of all methods, on real networks of the smallest kind: hooks on noise, whole trials on real images."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -9,8 +9,6 @@ import torch
 from kdtrain import build, data, methods, models
 from kdtrain.checkpoint import pack_weights
 from kdtrain.config import ConfigError, DataConfig, MethodRef, Recipe, TeacherRef, TrialConfig, Where
-from kdtrain.data.memory import Arrays, opener
-from kdtrain.data.small import read_fashion_mini
 from kdtrain.loop import Training
 from kdtrain.methods.base import Batch, Method, Plugin, Range, first_rows
 
@@ -29,6 +27,7 @@ VARIANTS = {
     "sskd+ipwd of all views": MethodRef(name="sskd+ipwd", params={"ipwd": {"turned": True}}),
 }
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("mini")
 EPOCHS = 4  # of which one is initial for cid, so that in epoch 2 all terms are active
 # Three classes of the ten, two of them with two samples.
 LABELS = torch.tensor([0, 0, 1, 1, 2])
@@ -241,16 +240,6 @@ def test_any_number_of_classes(name, num_classes, monkeypatch):
 # Whole trials: 61 real images in batches of 30, 30 and 1.
 
 
-@pytest.fixture(scope="module", autouse=True)
-def mini():
-    """The first 61 training and 40 test images of fashion_mini, as a data set."""
-    info = data.DATASETS["fashion_mini"]
-    arrays = Arrays(*(tensor[:n] for tensor, n in zip(read_fashion_mini(Where()), (61, 61, 40, 40), strict=True)))
-    data.DATASETS["mini"] = replace(info, name="mini", open=opener(lambda where: arrays))
-    yield
-    del data.DATASETS["mini"]
-
-
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """Paths of the weights of teachers, by architecture: untrained, their BatchNorm has seen noise."""
@@ -276,21 +265,8 @@ def start(name, pair, weights, state=None, device="cpu", **recipe):
     return Training(trial, where, state)
 
 
-def outcome(training):
-    """All that must be equal bit for bit: metrics, epochs and weights, without times."""
-
-    def timeless(values):
-        return {key: value for key, value in values.items() if not key.endswith("seconds")}
-
-    return (
-        timeless(asdict(training.result())),
-        [timeless(asdict(each)) for each in training.records],
-        training.weights(),
-    )
-
-
 @pytest.mark.parametrize("name", [*methods.METHODS, *PLUGGED, *VARIANTS])
-def test_a_trial_goes_on_bit_for_bit_from_each_of_its_epochs(name, weights):
+def test_a_trial_goes_on_bit_for_bit_from_each_of_its_epochs(outcome, name, weights):
     whole, packed = start(name, SAME, weights, epochs=3), []
     while not whole.done:
         whole.run_epoch()
