@@ -73,6 +73,9 @@ DEFAULTS: dict[str, Any] = {
     "n_train": 50_000,
     "student_params": 278_324,
     "train_seconds": 3600.0,
+    "teacher_seconds": 600.0,
+    "shared_seconds": 1.0,
+    "teacher_epochs": 120,
     "sweep": "demo",
     "spec_sha256": "f" * 64,
     "kdsweep": "0.1.0",
@@ -82,6 +85,7 @@ DEFAULTS: dict[str, Any] = {
     "host": "node-1",
     "device": "cpu",
     "cpus": 2,
+    "predicted_seconds": None,
     "started_at": START,
     "ended_at": START + timedelta(hours=1),
 }
@@ -184,6 +188,9 @@ class Results:
                 "val_acc": val_acc,
                 "test_acc": test_acc,
                 "seconds": 15.0,
+                "teacher_seconds": 2.5,
+                "shared_seconds": 0.0,
+                "teacher_epochs": 1,
             }
             for epoch, (test_acc, val_acc) in enumerate(zip(test, vals, strict=True), start=1)
         ]
