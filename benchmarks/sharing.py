@@ -32,7 +32,7 @@ batch_size = 64
 [grid]
 pair = ["{teacher}/{student}"]
 method = ["cid"]
-fraction = [0.1]
+fraction = [0.06]
 seed = [1]
 [search]
 sampler = "random"
