@@ -15,8 +15,12 @@ EVAL_BATCH = 500  # images, of 64 x 64 at most; of larger ones as many as have s
 TEACHER_BATCH = 125  # the same of a teacher, whose maps may be many times as large
 
 
-def eval_chunks(indices: Tensor, image_size: int, most: int = EVAL_BATCH) -> tuple[Tensor, ...]:
-    """`indices` in batches for evaluation, large but not beyond the memory that large images need."""
+def eval_chunks(indices: Tensor, image_size: int, most: int | None = None) -> tuple[Tensor, ...]:
+    """`indices` in batches for evaluation, large but not beyond the memory that large images need.
+
+    most: in a batch, of images up to 64 x 64; None: EVAL_BATCH.
+    """
+    most = most or EVAL_BATCH
     return indices.split(max(1, min(most, most * 64**2 // image_size**2))) if len(indices) else ()
 
 
