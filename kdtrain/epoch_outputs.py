@@ -97,6 +97,7 @@ class EpochOutputs:
         """Let go of the outputs of the last epoch."""
         self._rows = {}
         self._opened.close()
+        self._opened = Shared({})
 
     def of(self, indices: Tensor) -> Outputs:
         """The outputs for images of the epoch, in float32. indices: [B], places in the full training set."""
