@@ -83,26 +83,36 @@ def shown(rows: Sequence[Row]) -> list[Shown]:
         walls = {}
         for shared in (False, True):
             mine = [row for row in rows if row["pair"] == pair and row["shared"] is shared]
-            first, later = mine[:workers], mine[workers:]
+            first, later = (_completed(some) for some in (mine[:workers], mine[workers:]))
             walls[shared] = max(row["ended"] for row in mine)
             lines.append([
                 pair, "shared" if shared else "live", f"{walls[shared]:.1f}",
                 percent(walls[True] / walls[False]) if shared else "",
-                *(f"{median(row['train_seconds'] for row in some):.2f}" for some in (first, later)),
-                *(f"{median(row['teacher_seconds'] for row in some):.2f}" for some in (first, later)),
-                f"{median(row['shared_seconds'] for row in later):.3f}",
+                *(_median(some, "train_seconds", 2) for some in (first, later)),
+                *(_median(some, "teacher_seconds", 2) for some in (first, later)),
+                _median(later, "shared_seconds", 3),
+                f"{len(mine) - len(first) - len(later)} of {len(mine)}",
             ])  # fmt: skip
     about = (
         f"`kd-sweep run` of {POINTS} random points of CID's weights, {EPOCHS} epochs of {rows[0]['n_train']} images of "
         f"fashion_mini and 500 held out, fp32, {workers} one-core trials at a time, one run each (n = 1). Wall time is "
-        "from the start of the first trial to the end of the last. Medians over the trials that begin first, one on "
-        "each worker, and over the later ones; of the first, one computes an epoch while the other waits for it."
+        "from the start of the first trial to the end of the last. Medians over the completed trials that begin first, "
+        "one on each worker, and over the later ones. Teachers are untrained, so some points diverge: the same ones "
+        "with and without files."
     )
     headers = (
         "pair", "outputs", "wall, s", "of live", "first trials, s", "later trials, s", "of it teacher, first",
-        "teacher, later", "files, later",
+        "teacher, later", "files, later", "diverged",
     )  # fmt: skip
     return [Shown("2. A search whose trials share one teacher", about, headers, lines)]
+
+
+def _completed(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row["train_seconds"] is not None]
+
+
+def _median(rows: Sequence[Row], key: str, digits: int) -> str:
+    return f"{median(row[key] for row in rows):.{digits}f}" if rows else "-"
 
 
 def _write_teacher(name: str, path: Path) -> None:
