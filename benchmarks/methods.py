@@ -34,9 +34,11 @@ def measure(only: Collection[str] | None = None) -> Iterable[Table]:
 
     `only`: methods to measure, while the others stay as they are in the file.
     """
+    about = f"{machine.facts().splitlines()[0]}; {datetime.now(UTC):%Y-%m-%d}"
     costs: dict[str, dict[str, Any]] = {"/".join(pair): {} for pair in PAIRS}
     if only:
-        costs = json.loads(FILE.read_text())["pairs"]
+        known = json.loads(FILE.read_text())
+        costs, about = known["pairs"], f"{known['machine']}, {' '.join(only)} {datetime.now(UTC):%Y-%m-%d}"
     for pair in PAIRS:
         table = _table(pair)
         for name in only or methods.METHODS:
@@ -50,7 +52,6 @@ def measure(only: Collection[str] | None = None) -> Iterable[Table]:
             table.add_row(name, _milliseconds(own.step), teacher, spread(ratios), spread(rest))
             costs["/".join(pair)][name] = {"step": _quartiles(ratios), "without_teacher": _quartiles(rest)}
         yield table
-    about = f"{machine.facts().splitlines()[0]}; {datetime.now(UTC):%Y-%m-%d}"
     told = {"machine": about, "rounds": ROUNDS, "batch": BATCH, "pairs": costs}
     FILE.write_text(json.dumps(told, indent=1) + "\n")
 
