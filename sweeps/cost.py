@@ -106,6 +106,7 @@ class Cost:
         self._own: dict[Key, list[tuple[int, float]]] = defaultdict(list)  # images, seconds an epoch
         self._teachers: dict[Key, list[float]] = defaultdict(list)  # seconds an image of computing outputs
         self._reading: dict[Key, list[float]] = defaultdict(list)  # seconds an image of reading those of others
+        self._epochs: dict[tuple[Key, int | None], Estimate | None] = {}  # what is known of an epoch
         for row in told:
             if row["device"] == self.device:
                 self._learn(row)
@@ -131,15 +132,19 @@ class Cost:
         """
         if trial.probe is not None:
             return Estimate(0.0, True)
-        images, epochs = self.images(trial), trial.train.epochs
-        key = _key(trial, cpus)
+        kind = _key(trial, cpus), self.images(trial)
+        if kind not in self._epochs:  # of long plans many trials are of a kind
+            self._epochs[kind] = self._epoch(*kind)
+        found = self._epochs[kind]
+        return None if found is None else found._replace(seconds=found.seconds * trial.train.epochs)
+
+    def _epoch(self, key: Key, images: int | None) -> Estimate | None:
         if images is not None and (known := self._own.get(key)):
-            return Estimate(_at(known, images) * epochs, True)
-        rate = self._rate(key)
-        work = _work(key)
+            return Estimate(_at(known, images), True)
+        rate, work = self._rate(key), _work(key)
         if images is None or rate is None or work is None:
             return None
-        return Estimate(rate * work * images * epochs, False)
+        return Estimate(rate * work * images, False)
 
     def seconds(self, trial: TrialConfig, cpus: int) -> float | None:
         """The seconds of `estimate`."""
