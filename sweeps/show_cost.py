@@ -37,7 +37,8 @@ def estimate(spec: Spec, todo: Missing, cost: Cost) -> str:
     hours, unit = amount(found.slot_seconds, run.cpus, _gpus(run))
     text = f"{what}: {about} {hours:.2g} {unit}, {duration(found.wall_seconds)} on this machine, {slots} at a time"
     if run.price is not None:
-        text += f", for {hours * run.price:.2f} at {run.price:g} an hour"
+        money = hours * run.price
+        text += f", for {money:{'.2f' if money >= 1 else '.2g'}} at {run.price:g} an hour"
     return text + "".join(f"; {doubt}" for doubt in _doubts(found, cost)) + "."
 
 

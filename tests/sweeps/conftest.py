@@ -27,6 +27,7 @@ SPEC = """
 name = "small"
 [data]
 dataset = "fashion_mini"
+root = "{root}"
 [train]
 epochs = 2
 precision = "bf16"
@@ -42,9 +43,9 @@ seed = [1, 2]
 
 
 @pytest.fixture(scope="session")
-def spec_text() -> str:
+def spec_text(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The TOML of a sweep of 4 trials and a teacher that runs in seconds."""
-    return SPEC
+    return SPEC.format(root=tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import os
 import time
+import tomllib
 
 import pytest
 
@@ -128,11 +129,10 @@ def test_full_disk_is_refused_before_anything_starts(cli, spec_file, tmp_path, m
 
 
 def test_missing_data_set_is_refused_before_anything_starts(cli, spec_file, spec_text, tmp_path):
-    cifar = spec_text.replace('"fashion_mini"', f"'cifar10'\nroot = '{tmp_path}/d'")
-    spec_file.write_text(cifar)
+    spec_file.write_text(spec_text.replace("fashion_mini", "cifar10"))
     ended = cli("run", spec_file, "--results", tmp_path / "results")
     assert ended.code == 2
-    assert f"{tmp_path}/d/cifar-10-batches-py" in ended.err
+    assert f"{tomllib.loads(spec_text)['data']['root']}/cifar-10-batches-py" in ended.err
     assert "download = true" in ended.err
     assert "put the standard files there" in ended.err
 
