@@ -276,6 +276,7 @@ TRAINED = """
 name = "trained"
 [data]
 dataset = "fashion_mini"
+root = "ROOT"
 val_size = 100
 [train]
 epochs = 4
@@ -303,7 +304,7 @@ seed = [11]
 
 def test_half_done_points_of_a_killed_search_go_on_from_their_checkpoints(tmp_path, start, sweep):
     spec = tmp_path / "spec.toml"
-    spec.write_text(TRAINED)
+    spec.write_text(TRAINED.replace("ROOT", str(tmp_path / "data")))
     store = Store(str(tmp_path), "trained")
     driver = start("run", spec, "--results", tmp_path)
     until(driver, lambda: bool(store.ids("trials")) and bool(store.ids("checkpoints") - store.ids("trials")))
