@@ -131,6 +131,8 @@ def _fit(
 ) -> None:
     _check_fits(table)
     gpus = table.gpus if table.gpus is not None else min(1.0, ray.cluster_resources().get("GPU", 0))
+    if table.cuda_graphs and not gpus:
+        raise ConfigError("run.cuda_graphs must be false where trials use no GPU, but got true.")
     # All workers start at once: by default Tune asks for the next trial when the last one's worker is up.
     # Where no worker is up yet, the trials that wait tell the autoscaler how many to start.
     slots = _slots(table.cpus, gpus)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -121,6 +122,20 @@ def test_second_run_starts_nothing_and_deleted_row_comes_back_bit_for_bit(finish
     }
     again = {path for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp}
     assert again == {gone, results / "small" / "epochs" / gone.name}
+
+
+def test_what_the_machine_lacks_is_refused_before_a_trial_begins(tmp_path, spec_text, sweep):
+    for table, message in (
+        ("cpus = 5000", r"error: run\.cpus must be at most what a machine has, \d+, but got 5000\."),
+        (
+            "gpus = 0\ncuda_graphs = true",
+            r"error: run\.cuda_graphs must be false where trials use no GPU, but got true\.",
+        ),
+    ):
+        ended = sweep("run", write(tmp_path, spec_text + f"[run]\n{table}\n"), "--results", tmp_path / "results")
+        assert ended.code == 2
+        assert re.fullmatch(message, ended.err.strip())
+        assert rows(tmp_path / "results") == {}
 
 
 def test_killed_driver_loses_nothing_and_nothing_runs_twice(tmp_path, spec_text, start, sweep):
