@@ -120,8 +120,7 @@ def _prepare(planned: Planned, retry_failed: bool, accept_changes: bool) -> Miss
     found = searches(
         loaded, whole, own, open_points, retry_failed=retry_failed, accept_changes=accept_changes, to_run=True
     )
-    cost = learned(loaded)
-    todo = missing(loaded, text, whole, retry_failed, found, cost)
+    todo = missing(loaded, text, whole, retry_failed, found, learned(loaded))
     tidy(own)
     if todo.trials:
         own.probe()
@@ -153,7 +152,7 @@ def _run(loaded: Spec, todo: Missing, console: Console) -> bool:
     if todo.trials:
         from sweeps.run import run  # imports Ray, which takes seconds
 
-        blocked = [*blocked, *run(todo, loaded.run, loaded.scheduler, learned(loaded), console)]
+        blocked = [*blocked, *run(todo, loaded.run, loaded.scheduler, todo.cost, console)]
     lost: Counter[str] = Counter()
     for other in blocked:
         lost[other.by] += other.trials if other.job.role != "teacher" else 0

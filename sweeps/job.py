@@ -122,6 +122,7 @@ class Missing:
     retry_failed: bool
     replays: bool  # whether stored epochs are returned and nothing is trained, so that nothing is needed before
     sharing: Sharing = ALONE  # of the outputs of teachers
+    cost: Cost = NOTHING_KNOWN
 
     @property
     def trials(self) -> int:
@@ -204,6 +205,7 @@ def missing(
         searches=alive,
         maker=make,
         sharing=sharing,
+        cost=cost,
         retry_failed=retry_failed,
         replays=spec.run.replay is not None,
     )

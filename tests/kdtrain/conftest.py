@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdtrain import data, methods
+from kdtrain import data, methods, models
+from kdtrain.checkpoint import pack_weights
 from kdtrain.config import MethodRef, Where
 from kdtrain.data.memory import Arrays, opener
 from kdtrain.data.small import read_fashion_mini
@@ -173,3 +174,17 @@ def mini():
     data.DATASETS["mini"] = replace(info, name="mini", open=opener(lambda where: arrays))
     yield
     del data.DATASETS["mini"]
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    """Paths of the weights of teachers, by architecture: untrained, their BatchNorm has seen noise."""
+    folder = tmp_path_factory.mktemp("teachers")
+    for name in ("resnet14", "resnet8", "vgg8", "wrn_16_1"):
+        torch.manual_seed(5)
+        model = models.build(name, 10, 1).train()
+        with torch.no_grad():
+            for _ in range(3):
+                model(torch.randn(16, 1, 28, 28))
+        (folder / name).write_bytes(pack_weights(model.state_dict(), {}, name))
+    return folder

@@ -34,14 +34,20 @@ def test_a_process_gets_its_threads_and_keeps_its_memory(libc):
     assert libc.calls == [(-3, 2**30), (-1, 2**31 - 1)]
 
 
-def test_other_c_libraries_are_left_alone(monkeypatch):
-    def missing(name):
-        raise OSError(f"{name}: cannot open shared object file")
+@pytest.mark.parametrize("error", [OSError("libc.so.6: cannot open shared object file"), None])
+def test_other_c_libraries_are_left_alone(libc, monkeypatch, error):
+    asked = []
 
-    monkeypatch.setattr(ctypes, "CDLL", missing)
-    device.keep_freed_memory.cache_clear()
-    device.keep_freed_memory()
-    device.keep_freed_memory.cache_clear()
+    def load(name):
+        asked.append(name)
+        if error is not None:
+            raise error
+        return object()  # without mallopt
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    assert device.set_up(Where(device="cpu")) == torch.device("cpu")
+    assert asked == ["libc.so.6"]
+    assert libc.calls == []
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.25, [(0.25, torch.device("cuda"))]), (None, [])])

@@ -10,7 +10,6 @@ from safetensors import safe_open
 
 from kdtrain import data, methods, models
 from kdtrain.batches import Batches
-from kdtrain.checkpoint import pack_weights
 from kdtrain.config import DataConfig, MethodRef, Recipe, TeacherRef, TrialConfig, Where
 from kdtrain.draws import Stream
 from kdtrain.epoch_outputs import EpochOutputs, identity, rounded
@@ -20,23 +19,9 @@ from kdtrain.views import apply, draw
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("mini")
-NETWORKS = ("resnet14", "resnet8")
 PARAMS = {"dgkd": {"assistants": ["resnet8"]}, "cid": {"layers": "all", "sr_loss": "mse"}}
 # Of every kind: logits, pooled vectors, digests, a stage before the epochs, assistants, two methods together.
 CACHED = ("kd", "ipwd", "cid", "crd", "at", "fsp", "dgkd", "kd+at")
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("teachers")
-    for name in NETWORKS:
-        torch.manual_seed(5)
-        model = models.build(name, 10, 1).train()
-        with torch.no_grad():
-            for _ in range(3):
-                model(torch.randn(16, 1, 28, 28))
-        (folder / name).write_bytes(pack_weights(model.state_dict(), {}, name))
-    return folder
 
 
 def config(method="kd", seed=0, val_size=10, view_seed=None, **recipe):

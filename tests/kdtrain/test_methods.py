@@ -6,8 +6,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from kdtrain import build, data, methods, models
-from kdtrain.checkpoint import pack_weights
+from kdtrain import build, data, methods
 from kdtrain.config import ConfigError, DataConfig, MethodRef, Recipe, TeacherRef, TrialConfig, Where
 from kdtrain.loop import Training
 from kdtrain.methods.base import Batch, Method, Plugin, Range, first_rows
@@ -238,20 +237,6 @@ def test_any_number_of_classes(name, num_classes, monkeypatch):
 
 
 # Whole trials: 61 real images in batches of 30, 30 and 1.
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """Paths of the weights of teachers, by architecture: untrained, their BatchNorm has seen noise."""
-    folder = tmp_path_factory.mktemp("teachers")
-    for name in ("resnet14", "resnet8", "vgg8", "wrn_16_1"):
-        torch.manual_seed(5)
-        model = models.build(name, 10, 1).train()
-        with torch.no_grad():
-            for _ in range(3):
-                model(torch.randn(16, 1, 28, 28))
-        (folder / name).write_bytes(pack_weights(model.state_dict(), {}, name))
-    return folder
 
 
 def start(name, pair, weights, state=None, device="cpu", **recipe):
